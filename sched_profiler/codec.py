@@ -1,0 +1,128 @@
+"""Turns a record into one line of a log and back, and gives out the schema of that line."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import orjson
+from cattrs.gen import make_dict_unstructure_fn
+from cattrs.preconf.orjson import make_converter
+
+from sched_profiler.errors import RecordError
+from sched_profiler.record import SCHEMA_VERSION, BatchRecord
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+__all__ = ["decode", "encode", "schema"]
+
+_converter = make_converter()
+# Only the optional fields have a default, so "omit the default" leaves out exactly the unknown.
+_to_dict = make_dict_unstructure_fn(BatchRecord, _converter, _cattrs_omit_if_default=True)
+_REQUIRED = tuple(f.name for f in attrs.fields(BatchRecord) if f.default is attrs.NOTHING)
+_FLOATS = tuple(f.name for f in attrs.fields(BatchRecord) if f.type in (float, float | None))
+
+
+def encode(record: BatchRecord) -> bytes:
+    """Return the record as one line of compact JSON, with its line feed.
+
+    A float always carries a decimal point, so that text tools can tell 10 ms from 100 ms.
+
+    Raises:
+        RecordError: if a number is not finite: JSON has no such number.
+    """
+    for name in _FLOATS:
+        value = getattr(record, name)
+        # NaN - NaN and inf - inf are not 0; this is the cheapest test of both.
+        if value is not None and value - value != 0:
+            raise RecordError(f"{name} is {value}; a log holds finite numbers only")
+    return orjson.dumps(_to_dict(record), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def decode(line: bytes | str) -> BatchRecord:
+    """Return the record that one line of a log holds.
+
+    Fields that this version does not know are ignored: adding one is a minor change.
+
+    Raises:
+        RecordError: if the line is no JSON object, is of a newer schema, lacks a field or has one
+            of a wrong type; the message names the field, not the file and the line.
+    """
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise RecordError(f"a {type(fields).__name__} instead of a JSON object")
+    version = fields.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RecordError(
+            f"schema_version {version} is newer than {SCHEMA_VERSION}; upgrade sched-profiler"
+        )
+    # A fork of the original feature that measures scheduling only has neither key.
+    fields.setdefault("model_run_duration_ms", None)
+    fields.setdefault("total_step_duration_ms", None)
+    missing = [name for name in _REQUIRED if name not in fields]
+    if missing:
+        raise RecordError(f"lacks {', '.join(missing)}")
+    _reject_wrong_types(fields)
+    return _converter.structure(fields, BatchRecord)
+
+
+def _reject_wrong_types(fields: dict[str, Any]) -> None:
+    """Refuse what a converter would bend into shape, such as the text "3" or the count 2.5."""
+    for name, (kinds, item_kind, expected) in _SHAPES.items():
+        value = fields.get(name)
+        if name not in fields or (type(value) in kinds and item_kind is None):
+            continue
+        if type(value) not in kinds:
+            raise RecordError(f"{name} is {_short(value)}; expected {expected}")
+        for item in value or ():
+            if type(item) is not item_kind:
+                raise RecordError(f"{name} holds {_short(item)}; expected {expected}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004 - a readable message
+
+
+_Shape = tuple[tuple[type, ...], type | None, str]
+_SHAPE_OF_TYPE: dict[Any, _Shape] = {
+    int: ((int,), None, "an integer"),
+    float: ((float, int), None, "a number"),
+    int | None: ((int, type(None)), None, "an integer or null"),
+    float | None: ((float, int, type(None)), None, "a number or null"),
+    str | None: ((str, type(None)), None, "a string or null"),
+    list[int]: ((list,), int, "a list of integers"),
+    list[str] | None: ((list, type(None)), str, "a list of strings or null"),
+}
+_SHAPES = {field.name: _SHAPE_OF_TYPE[field.type] for field in attrs.fields(BatchRecord)}
+
+
+def _schema_folder() -> Traversable:
+    installed = files("sched_profiler") / "schema"
+    # In a source tree the schemas stand beside the package, where other tools look for them.
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "schema"
+
+
+@functools.cache
+def _schema_text(name: str) -> str:
+    return (_schema_folder() / name).read_text(encoding="utf-8")
+
+
+def schema(version: int = SCHEMA_VERSION) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a log line, as a fresh dict.
+
+    Raises:
+        ValueError: if this package knows no such version.
+    """
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema version {version} is unknown; known is {SCHEMA_VERSION}")
+    loaded: dict[str, Any] = json.loads(_schema_text(f"batch-record-v{version}.schema.json"))
+    return loaded

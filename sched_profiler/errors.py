@@ -1,0 +1,25 @@
+"""The errors this package raises on purpose.
+
+Each carries a message that a user can act on: the value, the place and the remedy. The command
+line prints it without a traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LogError", "RecordError", "SchedProfilerError", "SettingError"]
+
+
+class SchedProfilerError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class SettingError(SchedProfilerError):
+    """An environment variable or an argument has a value that cannot be used."""
+
+
+class RecordError(SchedProfilerError):
+    """A value is not a batch record: a field is missing, of a wrong type or out of range."""
+
+
+class LogError(SchedProfilerError):
+    """A log cannot be read: missing, empty, or a line that holds no record."""
