@@ -1,0 +1,67 @@
+"""The line that our failures do not cross: profiling may fail, serving may not."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Boundary"]
+
+logger = logging.getLogger("sched_profiler")
+
+
+class Boundary:
+    """Takes the failures of one part (a sink, the adapter) so that they stay ours.
+
+    The first failure is logged with its traceback, all are counted, and after `limit` in a row (if
+    there is a limit) the part is switched off for good.
+
+    Attributes:
+        is_open: False once the part is switched off; callers then leave it alone.
+        num_failures: failures since the start.
+    """
+
+    def __init__(self, part: str, *, limit: int | None = 3, strict: bool = False) -> None:
+        """Guard `part`, a name for the log; with `strict` let every failure through (tests)."""
+        self.part = part
+        self.is_open = True
+        self.num_failures = 0
+        self._limit = limit
+        self._strict = strict
+        self._num_in_a_row = 0
+
+    def guard(self, call: Callable[..., object], *args: object) -> bool:
+        """Call `call(*args)` if the part is still on; tell whether it was called and succeeded."""
+        if not self.is_open:
+            return False
+        try:
+            call(*args)
+        except Exception as error:  # noqa: BLE001 - this is the boundary: whatever it is stays ours
+            self.failed(error)
+            return False
+        self._num_in_a_row = 0
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """Take a failure: log the first with its traceback, switch off after too many in a row."""
+        if self._strict:
+            raise error
+        self.num_failures += 1
+        self._num_in_a_row += 1
+        if self.num_failures == 1:
+            logger.error(
+                "%s failed; serving goes on, and further failures are only counted",
+                self.part,
+                exc_info=error,
+            )
+        if self._limit is not None and self._num_in_a_row >= self._limit and self.is_open:
+            self.is_open = False
+            logger.error(
+                "%s failed %d times in a row and is switched off (last: %s)",
+                self.part,
+                self._num_in_a_row,
+                error,
+            )

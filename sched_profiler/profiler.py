@@ -1,0 +1,362 @@
+"""Measures the batches of a continuous-batching engine.
+
+The engine's thread only reads clocks and keeps references; what it leaves behind is a
+`Measurement`, of which `record_of` makes a `BatchRecord` on the writer's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from sched_profiler.boundary import Boundary
+from sched_profiler.clock import SYSTEM_CLOCK, Clock
+from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics
+from sched_profiler.writer import BackgroundWriter, DirectWriter, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Self, Unpack
+
+    from sched_profiler.sinks.base import Sink
+
+__all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
+
+_NS_PER_MS = 1_000_000
+
+Measurement = tuple[
+    int,  # batch_id
+    int,  # schedule() began (this and all times: ns of the monotonic clock)
+    int,  # schedule() ended
+    int,  # handed to the executor
+    int | None,  # the previous batch's result arrived; None for the first batch
+    int | None,  # this batch's result arrived; None where the model returned none
+    int | None,  # the result was taken in by the scheduler; None where not measured
+    int,  # batches in flight when this one was scheduled
+    Any,  # what was in it, for `contents_of` to turn into record fields
+]
+"""All that is known of a batch, as the engine's thread leaves it: a plain tuple, for its speed."""
+
+
+class OptionalContents(TypedDict, total=False):
+    """The optional record fields that only the engine knows; see `BatchRecord`."""
+
+    prefill_context_tokens: int
+    decode_context_tokens: int
+    num_new_reqs: int
+    num_resumed_reqs: int
+    num_preempted_reqs: int
+    num_finished_reqs: int
+    num_cached_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_generated_tokens: int
+    request_ids: list[str]
+
+
+class BatchProfiler:
+    """Profiles one engine: a run of batches, each of which becomes a record in a sink.
+
+    As context managers, around the engine's own scheduler and model:
+
+        with BatchProfiler(JsonlSink("run.jsonl")) as profiler:
+            while engine.has_requests():
+                with profiler.schedule() as batch:
+                    plan = engine.schedule()
+                    batch.scheduled(prefill_chunk_sizes=..., decode_chunk_sizes=..., ...)
+                with batch.model_run():
+                    engine.run_model(plan)
+
+    Or as plain calls, when several batches are in flight: `batch = profiler.begin()`, then
+    `batch.scheduled(...)`, `batch.submitted()` and, when its result arrives, `batch.finished()`.
+
+    Attributes:
+        run_id: short identifier that every record of this profiler carries.
+        in_flight: the batches that are scheduled and have no result yet, oldest first.
+        before_close: called by `close` first; an adapter that keeps its own batches in flight
+            records there what never got a result.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        dp_rank: int | None = None,
+        token_budget: int | None = None,
+        background: bool = True,
+        contents_of: Callable[[Any], dict[str, Any]] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        strict: bool = False,
+    ) -> None:
+        """Profile into `sink`.
+
+        Args:
+            sink: where the records go; closed by `close()`.
+            dp_rank: data-parallel rank of this engine.
+            token_budget: most tokens that the scheduler may put into one batch.
+            background: write on a thread of its own; off, records are written by the call that
+                ends the batch, which tests like and engines do not.
+            contents_of: turns what the engine's thread left in a measurement into record fields,
+                on the writer's thread; by default that is already a dict of record fields.
+            clock: the source of all times.
+            strict: let failures of the profiler and its sink through instead of logging them.
+        """
+        self.run_id = secrets.token_hex(6)
+        self.clock = clock
+        self._constants: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "dp_rank": dp_rank,
+            "token_budget": token_budget,
+        }
+        self._contents_of = contents_of or dict
+        # What an engine's author passes by hand can be wrong; an adapter's own walk is tested.
+        self._check_records = contents_of is None
+        self.writer: Writer
+        if background:
+            self.writer = BackgroundWriter(sink, self._record_of, strict=strict, at_end=self.close)
+        else:
+            self.writer = DirectWriter(sink, self._record_of, strict=strict)
+        self.boundary = Boundary("profiling a batch", strict=strict)
+        self._batch_ids = itertools.count()
+        self._previous_result: int | None = None
+        self.in_flight: dict[Batch, None] = {}
+        self.before_close: Callable[[], None] | None = None
+
+    def begin(self) -> Batch:
+        """Begin a batch: the engine is about to schedule."""
+        return Batch(self)
+
+    @contextmanager
+    def schedule(self) -> Iterator[Batch]:
+        """Measure the scheduling of one batch; the block must call `Batch.scheduled`.
+
+        A block that forms no batch leaves no record.
+        """
+        batch = self.begin()
+        try:
+            yield batch
+        except BaseException:
+            batch.finished(model_ran=False)
+            raise
+
+    def measured(
+        self,
+        batch_id: int,
+        times: tuple[int, int, int, int | None, int | None],
+        num_inflight: int,
+        contents: Any,
+    ) -> None:
+        """Hand over a batch.
+
+        `times` are: schedule() began, ended, handed to the executor, result arrived, result taken
+        in; the last two `None` where there was none. Call it in the order of the results.
+        """
+        began, ended, submitted, result, updated = times
+        previous = self._previous_result
+        if result is not None:
+            self._previous_result = result
+        self.writer.put(
+            (
+                batch_id,
+                began,
+                ended,
+                submitted,
+                previous,
+                result,
+                updated,
+                num_inflight,
+                contents,
+            )
+        )
+
+    def next_batch_id(self) -> int:
+        """Give out the identifier of a batch that was formed."""
+        return next(self._batch_ids)
+
+    @property
+    def num_dropped_records(self) -> int:
+        """Records given up since the start."""
+        return self.writer.num_dropped
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all finished batches are written; tell whether that was so in `timeout` s."""
+        return self.writer.flush(timeout)
+
+    def close(self, timeout: float | None = 10.0) -> bool:
+        """Write what is left and close the sink; tell whether that was so in `timeout` s.
+
+        Batches without a result are recorded with a null `model_run_duration_ms`: the one that
+        brought an engine down is the one to look at.
+        """
+        for batch in list(self.in_flight):
+            batch.finished(model_ran=False)
+        if self.before_close is not None:
+            self.before_close()
+        return self.writer.close(timeout)
+
+    def __enter__(self) -> Self:
+        """Return the profiler; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the profiler."""
+        self.close()
+
+    def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
+        epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
+        fields = self._contents_of(measurement[-1])
+        record = BatchRecord(
+            **_timing(measurement, epoch_ns),
+            **_chunks(fields.pop("prefill_chunk_sizes"), fields.pop("decode_chunk_sizes")),
+            **self._constants,
+            num_dropped_records=num_dropped,
+            **fields,
+        )
+        if self._check_records:
+            record.check()
+        return record
+
+
+class Batch:
+    """One batch between the start of its scheduling and its record."""
+
+    __slots__ = ("_began", "_contents", "_ended", "_id", "_num_inflight", "_profiler", "_submitted")
+
+    def __init__(self, profiler: BatchProfiler) -> None:
+        """Begin a batch of `profiler`; engines call `BatchProfiler.begin`."""
+        self._profiler = profiler
+        self._id: int | None = None
+        self._ended = 0
+        self._submitted: int | None = None
+        self._num_inflight = 0
+        self._contents: dict[str, Any] = {}
+        self._began = profiler.clock.monotonic_ns()
+
+    def scheduled(
+        self,
+        *,
+        prefill_chunk_sizes: Sequence[int],
+        decode_chunk_sizes: Sequence[int],
+        num_waiting_reqs: int,
+        num_running_reqs: int,
+        kv_cache_usage: float,
+        **optional: Unpack[OptionalContents],
+    ) -> None:
+        """End the scheduling: say what is in the batch and what is left in the queues.
+
+        Arguments are the record fields of the same names. A batch without tokens is discarded: it
+        gets neither an identifier nor a record.
+        """
+        ended = self._profiler.clock.monotonic_ns()
+        if self._id is not None or not (prefill_chunk_sizes or decode_chunk_sizes):
+            return
+        self._ended = ended
+        self._contents = {
+            "prefill_chunk_sizes": list(prefill_chunk_sizes),
+            "decode_chunk_sizes": list(decode_chunk_sizes),
+            "num_waiting_reqs": num_waiting_reqs,
+            "num_running_reqs": num_running_reqs,
+            "kv_cache_usage": kv_cache_usage,
+            **optional,
+        }
+        self._id = self._profiler.next_batch_id()
+        self._num_inflight = len(self._profiler.in_flight)
+        self._profiler.in_flight[self] = None
+
+    def submitted(self) -> None:
+        """Note that the batch is handed to the model; without this call, at the end of scheduling.
+
+        The time from the end of scheduling to this moment counts as queueing.
+        """
+        self._submitted = self._profiler.clock.monotonic_ns()
+
+    def finished(
+        self,
+        *,
+        model_ran: bool = True,
+        num_generated_tokens: int | None = None,
+        num_accepted_tokens: int | None = None,
+    ) -> None:
+        """Note that the result arrived; the record is written.
+
+        Args:
+            model_ran: False in an engine that measures scheduling only, or when the model failed:
+                the record then has null model times.
+            num_generated_tokens: tokens that the batch generated.
+            num_accepted_tokens: draft tokens that the model accepted.
+        """
+        result = self._profiler.clock.monotonic_ns()
+        if self._id is None or self not in self._profiler.in_flight:
+            return  # without tokens, or finished before
+        del self._profiler.in_flight[self]
+        if num_generated_tokens is not None:
+            self._contents["num_generated_tokens"] = num_generated_tokens
+        if num_accepted_tokens is not None:
+            self._contents["num_accepted_tokens"] = num_accepted_tokens
+        submitted = self._ended if self._submitted is None else self._submitted
+        self._profiler.measured(
+            self._id,
+            (self._began, self._ended, submitted, result if model_ran else None, None),
+            self._num_inflight,
+            self._contents,
+        )
+
+    @contextmanager
+    def model_run(self) -> Iterator[None]:
+        """Measure from the hand-over to the result; a block that raises leaves null model times."""
+        self.submitted()
+        try:
+            yield
+        except BaseException:
+            self.finished(model_ran=False)
+            raise
+        self.finished()
+
+
+def _ms(nanoseconds: int) -> float:
+    return round(nanoseconds / _NS_PER_MS, 3)
+
+
+def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
+    """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
+    batch_id, began, ended, submitted, previous, result, updated, num_inflight, _ = measurement
+    fields: dict[str, Any] = {
+        "batch_id": batch_id,
+        "timestamp": (epoch_ns + began) / 1e9,
+        "schedule_duration_ms": _ms(ended - began),
+        "num_inflight_batches": num_inflight,
+        "model_run_duration_ms": None,
+        "total_step_duration_ms": None,
+    }
+    if result is None:
+        return fields
+    started = submitted if previous is None else max(submitted, previous)
+    fields["model_run_duration_ms"] = _ms(result - started)
+    fields["total_step_duration_ms"] = _ms(result - began)
+    fields["queue_duration_ms"] = _ms(started - ended)
+    fields["idle_duration_ms"] = _ms(started - (began if previous is None else previous))
+    if updated is not None:
+        fields["update_duration_ms"] = _ms(updated - result)
+    return fields
+
+
+def _chunks(prefill: list[int], decode: list[int]) -> dict[str, Any]:
+    """Return what follows from the chunk lists."""
+    average, largest, smallest = chunk_statistics(prefill)
+    num_prefill_tokens, num_decode_tokens = sum(prefill), sum(decode)
+    return {
+        "num_prefill_reqs": len(prefill),
+        "num_decode_reqs": len(decode),
+        "num_prefill_tokens": num_prefill_tokens,
+        "num_decode_tokens": num_decode_tokens,
+        "total_scheduled_tokens": num_prefill_tokens + num_decode_tokens,
+        "prefill_chunk_sizes": prefill,
+        "decode_chunk_sizes": decode,
+        "avg_prefill_chunk_size": average,
+        "max_prefill_chunk_size": largest,
+        "min_prefill_chunk_size": smallest,
+        "avg_decode_chunk_size": chunk_statistics(decode)[0],
+    }

@@ -1,0 +1,11 @@
+"""Places for records: a file, memory, the console, or several of them."""
+
+from __future__ import annotations
+
+from sched_profiler.sinks.base import Sink
+from sched_profiler.sinks.console import ConsoleSink
+from sched_profiler.sinks.jsonl import JsonlSink
+from sched_profiler.sinks.memory import MemorySink
+from sched_profiler.sinks.tee import TeeSink
+
+__all__ = ["ConsoleSink", "JsonlSink", "MemorySink", "Sink", "TeeSink"]

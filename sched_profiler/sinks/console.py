@@ -1,0 +1,130 @@
+"""Prints a line per batch and a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sched_profiler.record import BatchRecord
+
+__all__ = ["ConsoleSink"]
+
+_DIM, _PREFILL, _DECODE, _OFF = "\x1b[2m", "\x1b[33m", "\x1b[36m", "\x1b[0m"
+
+
+class ConsoleSink:
+    """Prints one aligned line for every n-th batch, and at the end a summary of all of them."""
+
+    def __init__(
+        self,
+        *,
+        every: int = 1,
+        print_line: Callable[[str], object] | None = None,
+        colour: bool | None = None,
+    ) -> None:
+        """Print.
+
+        Args:
+            every: print every n-th batch only; the summary counts all of them.
+            print_line: takes a line; by default it goes to standard error.
+            colour: colour the phases; by default where standard error is a terminal.
+        """
+        self._every = every
+        self._print_line = print_line or _to_stderr
+        self._colour = sys.stderr.isatty() if colour is None else colour
+        self._totals = _Totals()
+
+    def write(self, record: BatchRecord) -> None:
+        """Count the record, and print it if it is the n-th."""
+        if self._totals.num_batches % self._every == 0:
+            self._print_line(format_line(record, colour=self._colour))
+        self._totals.add(record)
+
+    def flush(self) -> None:
+        """Do nothing: lines are printed at once."""
+
+    def close(self) -> None:
+        """Print the summary, if there was a batch."""
+        if self._totals.num_batches:
+            self._print_line(self._totals.summary())
+
+    def __repr__(self) -> str:
+        """Return how much is printed."""
+        return f"ConsoleSink(every={self._every})"
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a console sink prints
+
+
+def format_line(record: BatchRecord, *, colour: bool) -> str:
+    """Return a record as one line; columns stay aligned up to 7-digit batches and 6-digit ms."""
+    dim, prefill, decode, off = (_DIM, _PREFILL, _DECODE, _OFF) if colour else ("",) * 4
+    model = record.model_run_duration_ms
+    return (
+        f"batch {record.batch_id:>7}"
+        f" {dim}|{off} schedule {record.schedule_duration_ms:>9.3f} ms"
+        f" {dim}|{off} model {'-' if model is None else f'{model:.3f}':>10} ms"
+        f" {dim}|{off} {prefill}prefill {record.num_prefill_reqs:>4} reqs"
+        f" {sum(record.prefill_chunk_sizes):>6} tokens{off}"
+        f" {dim}|{off} {decode}decode {record.num_decode_reqs:>4} reqs"
+        f" {sum(record.decode_chunk_sizes):>6} tokens{off}"
+        f" {dim}|{off} waiting {record.num_waiting_reqs:>4}"
+        f" {dim}|{off} running {record.num_running_reqs:>4}"
+        f" {dim}|{off} KV cache {record.kv_cache_usage:>6.1%}"
+    )
+
+
+class _Totals:
+    """What a summary needs, in constant memory."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+        self._schedule_ms = self._max_schedule_ms = 0.0
+        self._model_ms = self._max_model_ms = self._idle_ms = 0.0
+        self._num_model_runs = 0
+        self._num_prefill_tokens = self._num_decode_tokens = 0
+        self._max_waiting = 0
+        self._max_kv_cache_usage = 0.0
+
+    def add(self, record: BatchRecord) -> None:
+        self.num_batches += 1
+        self._schedule_ms += record.schedule_duration_ms
+        self._max_schedule_ms = max(self._max_schedule_ms, record.schedule_duration_ms)
+        if record.model_run_duration_ms is not None:
+            self._num_model_runs += 1
+            self._model_ms += record.model_run_duration_ms
+            self._max_model_ms = max(self._max_model_ms, record.model_run_duration_ms)
+        self._idle_ms += record.idle_duration_ms or 0.0
+        self._num_prefill_tokens += sum(record.prefill_chunk_sizes)
+        self._num_decode_tokens += sum(record.decode_chunk_sizes)
+        self._max_waiting = max(self._max_waiting, record.num_waiting_reqs)
+        self._max_kv_cache_usage = max(self._max_kv_cache_usage, record.kv_cache_usage)
+
+    def summary(self) -> str:
+        parts = [
+            f"{self.num_batches} batches",
+            (
+                f"schedule mean {self._schedule_ms / self.num_batches:.3f} ms"
+                f" max {self._max_schedule_ms:.3f} ms"
+            ),
+        ]
+        if self._num_model_runs:
+            parts.append(
+                f"model mean {self._model_ms / self._num_model_runs:.3f} ms"
+                f" max {self._max_model_ms:.3f} ms"
+            )
+        tokens = f"{self._num_prefill_tokens} prefill + {self._num_decode_tokens} decode tokens"
+        wall_s = (self._model_ms + self._idle_ms) / 1000
+        if wall_s > 0:
+            total = self._num_prefill_tokens + self._num_decode_tokens
+            tokens += f" in {wall_s:.1f} s ({total / wall_s:.0f} tokens/s)"
+        parts += [
+            tokens,
+            f"peak waiting {self._max_waiting}",
+            f"peak KV cache {self._max_kv_cache_usage:.1%}",
+        ]
+        return "scheduler profile: " + ", ".join(parts)

@@ -1,0 +1,43 @@
+"""Sends every record to several sinks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sched_profiler.boundary import Boundary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sched_profiler.record import BatchRecord
+    from sched_profiler.sinks.base import Sink
+
+__all__ = ["TeeSink"]
+
+
+class TeeSink:
+    """Sends every record to each of `sinks`; one that fails does not stop the others."""
+
+    def __init__(self, *sinks: Sink, strict: bool = False) -> None:
+        """Write to `sinks` in this order; with `strict` let their failures through (tests)."""
+        self._guarded = [(sink, Boundary(f"sink {sink!r}", strict=strict)) for sink in sinks]
+
+    def write(self, record: BatchRecord) -> None:
+        """Give the record to every sink that still works."""
+        self._each(lambda sink: sink.write(record))
+
+    def flush(self) -> None:
+        """Flush every sink that still works."""
+        self._each(lambda sink: sink.flush())
+
+    def close(self) -> None:
+        """Close every sink that still works."""
+        self._each(lambda sink: sink.close())
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink, boundary in self._guarded:
+            boundary.guard(call, sink)
+
+    def __repr__(self) -> str:
+        """Return the sinks behind it."""
+        return f"TeeSink({', '.join(repr(sink) for sink, _ in self._guarded)})"
