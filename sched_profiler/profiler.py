@@ -208,6 +208,7 @@ class BatchProfiler:
     def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
         epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
         fields = self._contents_of(measurement[-1])
+        fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
         record = BatchRecord(
             **_timing(measurement, epoch_ns),
             **_chunks(fields.pop("prefill_chunk_sizes"), fields.pop("decode_chunk_sizes")),

@@ -132,7 +132,7 @@ class _Load:
         return chunks, num_decodes
 
 
-def records(  # noqa: PLR0915 - the timeline of a step reads best in one piece
+def records(
     num_batches: int,
     *,
     seed: int = 0,

@@ -1,0 +1,32 @@
+"""Real vLLM engines, each started once for all the tests that look at what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from real_vllm import Run, run_offline
+from tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny model of random weights."""
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def in_process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return what engines in one process left: synchronous, a user's scheduler, a failing model."""
+    return run_offline(
+        model,
+        tmp_path_factory.mktemp("in_process"),
+        ["synchronous", "users_scheduler", "failing_model"],
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    )
+
+
+@pytest.fixture(scope="session")
+def asynchronous(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return what an asynchronously scheduling engine core in its own process left."""
+    return run_offline(model, tmp_path_factory.mktemp("asynchronous"), ["asynchronous"])

@@ -1,0 +1,54 @@
+"""Profiling that is off is absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+LOAD_PLUGINS = """
+import sys
+from vllm.config.scheduler import SchedulerConfig
+from vllm.platforms.interface import Platform
+from vllm.plugins import load_general_plugins
+
+before = SchedulerConfig.get_scheduler_cls, Platform.validate_environ.__func__
+load_general_plugins()
+after = SchedulerConfig.get_scheduler_cls, Platform.validate_environ.__func__
+print("PATCHED", [one is not other for one, other in zip(before, after)])
+print("LOADED", sorted(name for name in sys.modules if name.startswith("sched_profiler")))
+"""
+
+
+def load_plugins(**variables: str) -> str:
+    """Load vLLM's plugins in a fresh process and return what it found."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_PLUGINS],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("value", [None, "false"])
+def test_off_imports_only_the_entry_point_and_patches_nothing(value: str | None) -> None:
+    """With the variable unset, and with it set to false."""
+    variables = {} if value is None else {"VLLM_ENABLE_SCHEDULER_PROFILING": value}
+    printed = load_plugins(**variables)
+    assert "PATCHED [False, False]" in printed
+    modules = ["sched_profiler", "sched_profiler.engines", "sched_profiler.engines.vllm_plugin"]
+    assert f"LOADED {modules}" in printed
+
+
+def test_on_patches_what_the_test_of_off_looks_at() -> None:
+    """Otherwise that test would show nothing."""
+    printed = load_plugins(VLLM_ENABLE_SCHEDULER_PROFILING="1")
+    assert "PATCHED [True, True]" in printed
+    assert "'sched_profiler.engines.vllm'" in printed

@@ -1,0 +1,167 @@
+"""A file grows by whole lines and never loses what it held."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, Sink, decode
+
+
+def test_it_is_a_sink(tmp_path: Path) -> None:
+    """By shape, not by ancestry."""
+    assert isinstance(JsonlSink(tmp_path / "log.jsonl"), Sink)
+
+
+def test_nothing_touches_the_disk_before_the_first_record(tmp_path: Path) -> None:
+    """The sink can be made before the process of the engine exists."""
+    sink = JsonlSink(tmp_path / "deep" / "log.jsonl")
+    sink.flush()
+    sink.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parent_folders_are_made_and_lines_are_records(tmp_path: Path, record: BatchRecord) -> None:
+    """After a flush the file holds what was written, while it is still open."""
+    path = tmp_path / "a" / "b" / "log.jsonl"
+    sink = JsonlSink(path)
+    sink.write(record)
+    sink.write(attrs.evolve(record, batch_id=6))
+    sink.flush()
+    assert [decode(line).batch_id for line in path.read_bytes().splitlines()] == [5, 6]
+    sink.close()
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_second_run_appends_and_has_another_run_id(tmp_path: Path) -> None:
+    """Nothing is truncated; runs can be told apart."""
+    path = tmp_path / "log.jsonl"
+    for _ in range(2):
+        with BatchProfiler(JsonlSink(path), strict=True) as profiler:
+            batch = profiler.begin()
+            batch.scheduled(
+                prefill_chunk_sizes=[3],
+                decode_chunk_sizes=[],
+                num_waiting_reqs=0,
+                num_running_reqs=1,
+                kv_cache_usage=0.0,
+            )
+            batch.finished()
+    first, second = map(decode, path.read_bytes().splitlines())
+    assert first.batch_id == second.batch_id == 0
+    assert first.run_id
+    assert second.run_id
+    assert first.run_id != second.run_id
+
+
+def test_a_line_that_a_dead_writer_left_half_is_ended(tmp_path: Path, record: BatchRecord) -> None:
+    """It must not swallow the first record of the next run."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"batch_id":0,"timest')
+    sink = JsonlSink(path)
+    sink.write(record)
+    sink.close()
+    assert decode(path.read_bytes().splitlines()[1]) == record
+
+
+def test_a_big_buffer_is_written_without_a_flush(tmp_path: Path, record: BatchRecord) -> None:
+    """Memory stays bounded between two flushes."""
+    path = tmp_path / "log.jsonl"
+    sink = JsonlSink(path)
+    large = attrs.evolve(
+        record, decode_chunk_sizes=[1] * 1024, num_decode_reqs=1024, total_scheduled_tokens=1088
+    )
+    for _ in range(1000):
+        sink.write(large)
+    assert path.stat().st_size > 1 << 20
+    sink.close()
+    assert len(path.read_bytes().splitlines()) == 1000
+
+
+def test_lines_that_do_not_fit_are_kept_and_written_later(
+    tmp_path: Path, record: BatchRecord
+) -> None:
+    """A full disk costs a delay, not a record, and no line is torn."""
+    path = tmp_path / "log.jsonl"
+    sink = JsonlSink(path)
+    for number in range(100):
+        sink.write(attrs.evolve(record, batch_id=number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_001, hard))  # the kernel: no more than that
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            sink.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == 10_001
+    sink.close()
+    assert [decode(x).batch_id for x in path.read_bytes().splitlines()] == list(range(100))
+
+
+def test_a_file_that_cannot_be_made_is_an_error_of_the_sink(
+    tmp_path: Path, record: BatchRecord
+) -> None:
+    """Here a file stands where the folder should be; the record is kept for a later try."""
+    (tmp_path / "folder").write_text("")
+    sink = JsonlSink(tmp_path / "folder" / "log.jsonl")
+    sink.write(record)
+    with pytest.raises(OSError, match="folder"):
+        sink.flush()
+    (tmp_path / "folder").unlink()
+    sink.flush()
+    assert len((tmp_path / "folder" / "log.jsonl").read_bytes().splitlines()) == 1
+    sink.close()
+
+
+WRITER = """
+import sys
+from sched_profiler import BatchProfiler, JsonlSink
+with BatchProfiler(JsonlSink(sys.argv[1])) as profiler:
+    for _ in range(2000):
+        batch = profiler.begin()
+        batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1] * 50, num_waiting_reqs=0,
+                        num_running_reqs=1, kv_cache_usage=0.0)
+        batch.finished()
+        profiler.flush()
+"""
+
+
+def test_two_processes_share_a_file_without_mixing_lines(tmp_path: Path) -> None:
+    """Both append whole lines in one call."""
+    path = tmp_path / "log.jsonl"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    batches: dict[str | None, list[int]] = {}
+    for line in path.read_bytes().splitlines():
+        record = decode(line)
+        batches.setdefault(record.run_id, []).append(record.batch_id)
+    assert list(batches.values()) == [list(range(2000))] * 2
+
+
+def test_files_follow_the_umask_of_the_user(tmp_path: Path, record: BatchRecord) -> None:
+    """Who may read the log is the operator's decision."""
+    before = os.umask(0o027)
+    try:
+        sink = JsonlSink(tmp_path / "log.jsonl")
+        sink.write(record)
+        sink.close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log.jsonl").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_log_is_read_without_knowledge_of_us(tmp_path: Path, record: BatchRecord) -> None:
+    """`map(json.loads, open(LOG))` is all it takes."""
+    sink = JsonlSink(tmp_path / "log.jsonl")
+    sink.write(record)
+    sink.close()
+    with (tmp_path / "log.jsonl").open() as lines:
+        (fields,) = map(json.loads, lines)
+    assert fields["prefill_chunk_sizes"] == [64]

@@ -1,0 +1,89 @@
+"""However a process ends, what was measured is written."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# 300 batches, the last one still in flight, and no call of close().
+ENGINE = """
+import sys, multiprocessing, os, signal, time
+from sched_profiler import BatchProfiler, JsonlSink
+
+def serve(path):
+    profiler = BatchProfiler(JsonlSink(path))
+    for number in range(300):
+        batch = profiler.begin()
+        batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1], num_waiting_reqs=0,
+                        num_running_reqs=1, kv_cache_usage=0.0)
+        if number < 299:
+            batch.finished()
+
+if __name__ == "__main__":
+    {end}
+"""
+
+
+def run(end: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the engine above until `end`."""
+    script = folder / "engine.py"
+    script.write_text(ENGINE.replace("{end}", end))
+    return subprocess.run(
+        [sys.executable, str(script), str(folder / "log.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("serve(sys.argv[1])", 0),
+        ("serve(sys.argv[1]); sys.exit(3)", 3),
+        ("serve(sys.argv[1]); raise RuntimeError('engine')", 1),
+        ("serve(sys.argv[1]); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", -15),
+        ("serve(sys.argv[1]); os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -2),
+        (
+            "c = multiprocessing.get_context('spawn').Process(target=serve, args=sys.argv[1:]);"
+            " c.start(); c.join()",
+            0,
+        ),
+        (
+            "c = multiprocessing.get_context('fork').Process(target=serve, args=sys.argv[1:]);"
+            " c.start(); c.join()",
+            0,
+        ),
+    ],
+    ids=["exit", "exit code", "exception", "SIGTERM", "SIGINT", "spawned child", "forked child"],
+)
+def test_nothing_is_lost_however_the_process_ends(end: str, code: int, tmp_path: Path) -> None:
+    """All 300 batches are in the file, the one in flight too, and the exit code is as ever."""
+    done = run(end, tmp_path)
+    assert done.returncode == code, done.stderr
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 300
+    assert '"model_run_duration_ms":null' in lines[-1]
+
+
+def test_a_handler_of_sigterm_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    """It is the engine's decision; its way out then ends at interpreter exit."""
+    done = run(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); serve(sys.argv[1]);"
+        " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        tmp_path,
+    )
+    assert done.returncode == 7
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
+def test_sigterm_before_any_batch_kills_as_ever(tmp_path: Path) -> None:
+    """No hook is set before there is something to lose."""
+    done = run("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", tmp_path)
+    assert done.returncode == -signal.SIGTERM
+    assert not (tmp_path / "log.jsonl").exists()

@@ -1,0 +1,45 @@
+"""The library is light where it is not used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import sched_profiler
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a fresh interpreter has loaded after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+HEAVY = {"vllm", "torch", "pandas", "matplotlib", "numpy", "polars", "pyarrow"}
+
+
+@pytest.mark.parametrize("module", ["sched_profiler", "sched_profiler.engines.vllm_plugin"])
+def test_importing_loads_nothing_that_is_not_needed(module: str) -> None:
+    """vLLM imports the package in every process, also where profiling is off."""
+    loaded = modules_after(f"import {module}")
+    assert not loaded & (HEAVY | {"attrs", "cattrs", "orjson", "sched_profiler.profiler"})
+
+
+def test_profiling_an_engine_needs_neither_vllm_nor_pandas_nor_matplotlib() -> None:
+    """An engine's author installs the base package only."""
+    assert not modules_after("from sched_profiler import *") & HEAVY
+
+
+def test_every_public_name_is_there_and_an_unknown_one_is_an_error() -> None:
+    """`__all__` is sorted and true."""
+    assert sched_profiler.__all__ == sorted(sched_profiler.__all__)
+    for name in sched_profiler.__all__:
+        assert getattr(sched_profiler, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sched_profiler.nothing  # noqa: B018 - looking it up is the test
