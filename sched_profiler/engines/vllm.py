@@ -96,7 +96,8 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
 
 
 def _console(settings: Settings) -> ConsoleSink:
-    streams = [getattr(handler, "stream", None) for handler in logger.handlers]
+    handlers = logging.getLogger("vllm").handlers
+    streams = [getattr(handler, "stream", None) for handler in handlers]
     return ConsoleSink(
         every=settings.console_every,
         print_line=logger.info,
@@ -313,15 +314,21 @@ def contents_of(contents: dict[str, Any]) -> dict[str, Any]:
     return contents | {"decode_chunk_sizes": [1] * decode if isinstance(decode, int) else decode}
 
 
+class _ThroughVllm(logging.Handler):
+    """Passes our log on to vLLM's logger, which vLLM may configure later than it loads us."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        vllm_logger = logging.getLogger("vllm")
+        if vllm_logger.isEnabledFor(record.levelno):
+            vllm_logger.handle(record)
+
+
 def _log_where_vllm_logs() -> None:
-    """Send our log through vLLM's handlers, so that it appears where operators look."""
-    vllm_logger = logging.getLogger("vllm")
-    if logger.handlers or not vllm_logger.handlers:
-        return  # done before, or the user configures logging: theirs then decides
-    for handler in vllm_logger.handlers:
-        logger.addHandler(handler)
-    logger.setLevel(vllm_logger.level)
-    logger.propagate = False
+    """Let our messages appear where operators look, in vLLM's format and at vLLM's level."""
+    if not any(isinstance(handler, _ThroughVllm) for handler in logger.handlers):
+        logger.addHandler(_ThroughVllm())
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
 
 
 def _declare_variables() -> None:
