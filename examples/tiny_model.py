@@ -11,11 +11,13 @@ characters is a prompt of exactly n tokens.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["MAX_MODEL_LEN", "VOCAB_SIZE", "make_tiny_model"]
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sched_profiler.codec import decode, encode, schema
-    from sched_profiler.errors import LogError, RecordError, SchedProfilerError, SettingError
+    from sched_profiler.errors import (
+        LogError,
+        RecordError,
+        SchedProfilerError,
+        SchemaVersionError,
+        SettingError,
+    )
     from sched_profiler.profiler import Batch, BatchProfiler
     from sched_profiler.record import BatchRecord, chunk_statistics
     from sched_profiler.sinks import ConsoleSink, JsonlSink, MemorySink, Sink, TeeSink
@@ -29,6 +35,7 @@ __all__ = [
     "MemorySink",
     "RecordError",
     "SchedProfilerError",
+    "SchemaVersionError",
     "SettingError",
     "Sink",
     "TeeSink",
@@ -40,7 +47,13 @@ __all__ = [
 
 _HOMES = {
     "codec": ("decode", "encode", "schema"),
-    "errors": ("LogError", "RecordError", "SchedProfilerError", "SettingError"),
+    "errors": (
+        "LogError",
+        "RecordError",
+        "SchedProfilerError",
+        "SchemaVersionError",
+        "SettingError",
+    ),
     "profiler": ("Batch", "BatchProfiler"),
     "record": ("BatchRecord", "chunk_statistics"),
     "sinks": ("ConsoleSink", "JsonlSink", "MemorySink", "Sink", "TeeSink"),

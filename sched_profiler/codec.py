@@ -13,7 +13,7 @@ import orjson
 from cattrs.gen import make_dict_unstructure_fn
 from cattrs.preconf.orjson import make_converter
 
-from sched_profiler.errors import RecordError
+from sched_profiler.errors import RecordError, SchemaVersionError
 from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def decode(line: bytes | str) -> BatchRecord:
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise RecordError(f"not JSON ({error})") from None
+        raise RecordError(f"not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(fields, dict):
         raise RecordError(f"a {type(fields).__name__} instead of a JSON object")
     version = fields.get("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise RecordError(
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
             f"schema_version {version} is newer than {SCHEMA_VERSION}; upgrade sched-profiler"
         )
     # A fork of the original feature that measures scheduling only has neither key.

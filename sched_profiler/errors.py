@@ -6,7 +6,7 @@ line prints it without a traceback and exits with 2.
 
 from __future__ import annotations
 
-__all__ = ["LogError", "RecordError", "SchedProfilerError", "SettingError"]
+__all__ = ["LogError", "RecordError", "SchedProfilerError", "SchemaVersionError", "SettingError"]
 
 
 class SchedProfilerError(Exception):
@@ -19,6 +19,10 @@ class SettingError(SchedProfilerError):
 
 class RecordError(SchedProfilerError):
     """A value is not a batch record: a field is missing, of a wrong type or out of range."""
+
+
+class SchemaVersionError(RecordError):
+    """A record is of a schema that is newer than this package."""
 
 
 class LogError(SchedProfilerError):

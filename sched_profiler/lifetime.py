@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,45 +16,67 @@ if TYPE_CHECKING:
 
 __all__ = ["at_process_end"]
 
-_actions: list[Callable[[], object]] = []
+
+class _LastActions(NamedTuple):
+    close: Callable[[], object]
+    hurry: Callable[[], object]
 
 
-def at_process_end(action: Callable[[], object]) -> Callable[[], None]:
-    """Call `action` once before this process ends; return a function that takes that back.
+_registered: list[_LastActions] = []
+_hooked_in: int | None = None
+
+
+def at_process_end(
+    close: Callable[[], object], *, hurry: Callable[[], object]
+) -> Callable[[], None]:
+    """Call `close` once before this process ends; return a function that takes that back.
 
     Covered are interpreter exit, the exit of a multiprocessing child (which skips `atexit`), and
-    SIGTERM where nobody handles it: the process then still dies of SIGTERM, only later. A process
-    killed by SIGKILL runs nothing.
+    SIGTERM. Where nobody handles SIGTERM the process still dies of it, only a moment later. Where
+    somebody does, how the process goes on is theirs to decide and often someone else's to cut
+    short: then `hurry` is called before their handler. SIGKILL runs nothing.
     """
-    if not _actions:
-        _hook_process_end()
-    _actions.append(action)
+    _hook_process_end()
+    actions = _LastActions(close, hurry)
+    _registered.append(actions)
 
     def take_back() -> None:
         with contextlib.suppress(ValueError):
-            _actions.remove(action)
+            _registered.remove(actions)
 
     return take_back
 
 
-def _run_actions() -> None:
-    while _actions:
-        _actions.pop()()
+def _close_all() -> None:
+    while _registered:
+        _registered.pop().close()
 
 
 def _hook_process_end() -> None:
-    atexit.register(_run_actions)
-    # Priority 0 or more: multiprocessing runs these before it leaves through os._exit.
-    Finalize(None, _run_actions, exitpriority=0)
-    # Only the main thread may set a handler, and one that is there is somebody else's decision.
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
-        signal.signal(signal.SIGTERM, _die_of_sigterm)
+    global _hooked_in  # noqa: PLW0603 - hooks are set once in a process, and a fork is another one
+    if _hooked_in == os.getpid():
+        return
+    _hooked_in = os.getpid()
+    atexit.register(_close_all)
+    # Any priority will do: it makes multiprocessing run this before it leaves through os._exit.
+    Finalize(None, _close_all, exitpriority=0)
+    # Only the main thread may set a handler.
+    if threading.current_thread() is threading.main_thread():
+        _hook_sigterm()
 
 
-def _die_of_sigterm(signum: int, _frame: FrameType | None) -> None:
-    _run_actions()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
+def _hook_sigterm() -> None:
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if callable(previous):
+            for actions in _registered.copy():
+                actions.hurry()
+            previous(signum, frame)
+            return
+        _close_all()
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    if previous is signal.SIG_DFL or callable(previous):
+        signal.signal(signal.SIGTERM, handle)

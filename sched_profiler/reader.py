@@ -13,7 +13,7 @@ import attrs
 import orjson
 
 from sched_profiler.codec import decode
-from sched_profiler.errors import LogError, RecordError
+from sched_profiler.errors import LogError, RecordError, SchemaVersionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ __all__ = [
 LogPath = str | os.PathLike[str]
 """Where a log is."""
 
-BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 4 << 20
 """How much of a log is held at a time, in bytes; a block has whole lines, so it may be longer."""
 
 _T = TypeVar("_T")
@@ -63,7 +63,7 @@ class Block:
     data: bytes
 
 
-def read_blocks(log: LogPath, tally: Tally, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def read_blocks(log: LogPath, tally: Tally) -> Iterator[Block]:
     """Yield a log in blocks of whole lines, and count in `tally` what was read.
 
     A last line without a line feed is taken for a record if it is complete JSON, and counted as
@@ -75,7 +75,7 @@ def read_blocks(log: LogPath, tally: Tally, block_bytes: int = BLOCK_BYTES) -> I
     name = os.fspath(log)
     first_line, rest = 1, b""
     with _open(name) as stream:
-        while chunk := stream.read(block_bytes):
+        while chunk := stream.read(_BLOCK_BYTES):
             tally.num_bytes += len(chunk)
             end = chunk.rfind(b"\n") + 1
             if not end:
@@ -135,16 +135,16 @@ def decode_block(
             converted = convert(decode(line))
         except RecordError as error:
             if not skip_invalid:
-                raise LogError(_broken_line(number, block.log, str(error))) from None
+                raise LogError(_broken_line(number, block.log, error)) from None
             tally.num_skipped_lines += 1
         else:
             yield converted
 
 
-def _broken_line(number: int, log: str, problem: str) -> str:
-    message = f"line {number} of {log}: {problem}"
+def _broken_line(number: int, log: str, error: RecordError) -> str:
+    message = f"line {number} of {log}: {error}"
     # Skipping what a newer version wrote is rarely what is wanted, and that error has a remedy.
-    if "upgrade sched-profiler" in problem:
+    if isinstance(error, SchemaVersionError):
         return message
     return f"{message}; --skip-invalid goes on without such lines"
 

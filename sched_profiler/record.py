@@ -103,9 +103,13 @@ class BatchRecord:
         maximum=1,
     )
 
-    schema_version: int | None = _optional("Version of this schema. Absent in a seed log.")
+    schema_version: int | None = _optional(
+        "Version of this schema. Absent in a log of the original feature."
+    )
     run_id: str | None = _optional(
-        "Short identifier, the same for one engine's life. Absent in a seed log.", minimum=None
+        "Short identifier, the same for one engine's life. Absent in a log of the original "
+        "feature.",
+        minimum=None,
     )
     dp_rank: int | None = _optional("Data-parallel rank of the engine. Absent where unknown.")
     num_prefill_tokens: int | None = _optional(
@@ -169,8 +173,8 @@ class BatchRecord:
         "synchronous engine. Absent where unknown."
     )
     num_dropped_records: int | None = _optional(
-        "Records of this run dropped before this one was written, because the queue was full. "
-        "Absent where unknown."
+        "Records of this run given up before this one was written: the queue was full, or a record "
+        "could not be made. Absent where unknown."
     )
     request_ids: list[str] | None = _optional(
         "Identifiers of the requests, in the order of prefill_chunk_sizes and then "

@@ -20,6 +20,7 @@ __all__ = ["BackgroundWriter", "DirectWriter", "Writer"]
 
 logger = logging.getLogger("sched_profiler")
 
+_HURRIED_POLL_S = 0.001
 _BUSY_POLL_S = 0.01
 _IDLE_POLL_S = 0.2
 
@@ -142,6 +143,7 @@ class BackgroundWriter:
         self._flushes: deque[threading.Event] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._poll_s = _BUSY_POLL_S
         self._thread: threading.Thread | None = None
         self._forget_exit: Callable[[], None] | None = None
 
@@ -170,6 +172,11 @@ class BackgroundWriter:
         self._wake.set()
         return done.wait(timeout)
 
+    def hurry(self) -> None:
+        """Write what is there now, and from now on without delay: the end may come at any time."""
+        self._poll_s = _HURRIED_POLL_S
+        self.flush(timeout=1.0)
+
     def close(self, timeout: float | None = 10.0) -> bool:
         """Write what is left, close the sink and end the thread; tell whether it was in time.
 
@@ -196,18 +203,18 @@ class BackgroundWriter:
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sched-profiler", daemon=True)
-        self._forget_exit = at_process_end(self._at_end)
+        self._forget_exit = at_process_end(self._at_end, hurry=self.hurry)
         self._thread.start()
 
     def _run(self) -> None:
-        poll = _BUSY_POLL_S
+        poll = self._poll_s
         while True:
             # Read before draining: what was put before close() or flush() is then drained too.
             closing = self._closing
             flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
             if self._drain() or flushes:
                 self._maker.flush()
-                poll = _BUSY_POLL_S
+                poll = self._poll_s
             else:
                 poll = min(2 * poll, _IDLE_POLL_S)
             for done in flushes:

@@ -71,14 +71,36 @@ def test_nothing_is_lost_however_the_process_ends(end: str, code: int, tmp_path:
     assert '"model_run_duration_ms":null' in lines[-1]
 
 
-def test_a_handler_of_sigterm_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    """It is the engine's decision; its way out then ends at interpreter exit."""
+def test_a_handler_of_sigterm_that_is_there_still_decides(tmp_path: Path) -> None:
+    """It is called as ever; the engine may go on, and what it then does is recorded too."""
     done = run(
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); serve(sys.argv[1]);"
         " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
         tmp_path,
     )
     assert done.returncode == 7
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
+def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path: Path) -> None:
+    """vLLM's server kills its engine core in the moment in which it asks it to end."""
+    done = run(
+        "signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL));"
+        " serve(sys.argv[1]); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 299
+
+
+def test_sigterm_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """Nobody asked us to end the process."""
+    done = run(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); serve(sys.argv[1]);"
+        " os.kill(os.getpid(), signal.SIGTERM); sys.exit(5)",
+        tmp_path,
+    )
+    assert done.returncode == 5
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
 
 

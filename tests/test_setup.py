@@ -145,6 +145,11 @@ def test_says_that_there_is_no_network(project: Project) -> None:
     [
         ("error: Request failed after 3 retries\n  cause: dns error", "no network"),
         ("error: Failed to fetch: some://index", "no network"),
+        (
+            "error: Failed to fetch: x\n  cause: error sending request\n"
+            "  cause: invalid peer certificate: UnknownIssuer",
+            "SSL_CERT_FILE",
+        ),
         ("error: failed to write\n  cause: No space left on device (os error 28)", "no space"),
         ("Resolved 3 packages\nerror: Something else\n  cause: unknown", "Something else;"),
         ("  x No solution found when resolving dependencies", "the packages;"),

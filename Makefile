@@ -1,0 +1,51 @@
+# Needs Python 3.11 or newer, git and make. Everything else goes into $(VENV).
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Newer than the virtual environment's contents are the files that say what belongs in it.
+READY := $(VENV)/.ready
+# Arguments for pytest, such as PYTEST_ARGS="-k setup -x".
+PYTEST_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Make the virtual environment: the package, vLLM for the CPU, the tools
+
+$(READY): pyproject.toml tools/setup.sh
+	@tools/setup.sh --venv $(VENV)
+	@touch $@
+
+.PHONY: demo
+demo: $(READY) ## Profile a real vLLM server under load; ends with a log and a picture in .demo/
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: lint docs ## Run everything: lint, docs and all tests with the coverage gate
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.PHONY: lint
+lint: $(READY) ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	bash -n tools/setup.sh .ci/run
+
+.PHONY: docs
+docs: $(READY) ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.PHONY: clean
+clean: ## Remove everything that was made here, the virtual environment included
+	rm -rf $(VENV) .cache .demo build dist site .coverage .coverage.* \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,119 @@
+# ruff: noqa: INP001 - a hook of mkdocs and a script, no package
+"""Generates what the documentation says of the code: a hook of mkdocs.
+
+On a page, the line `<!-- generated: NAME -->` becomes what `GENERATORS[NAME]` returns.
+`python docs/tools/generate.py NAME` prints the same, for the one copy that is kept by hand: the
+table in README.md, which a test holds to the class.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sched_profiler import BatchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+
+
+def field_table(*, optional: bool) -> str:
+    """Return the required or the optional fields of a record as a Markdown table."""
+    header = ["field", "type", "unit", "meaning", "absent" if optional else "null"]
+    rows = [header, ["---"] * len(header)]
+    for field in attrs.fields(BatchRecord):
+        if (field.default is not attrs.NOTHING) == optional:
+            meaning, unknown = _split_doc(field.metadata["doc"])
+            rows.append([f"`{field.name}`", _type(field), _unit(field.name), meaning, unknown])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _split_doc(doc: str) -> tuple[str, str]:
+    """Split the description of a field into its meaning and when it is null or absent."""
+    meaning, unknown = re.split(r" (?=Never null|Null |Absent )", doc, maxsplit=1)
+    unknown = re.sub(r"^(Null|Absent) |(?<=^Never) null", "", unknown).rstrip(".")
+    # The unit has a column of its own.
+    meaning = re.sub(r", in (ms|tokens)(?=[:.])", "", meaning)
+    return meaning.rstrip("."), unknown[0].lower() + unknown[1:]
+
+
+def _type(field: attrs.Attribute[Any]) -> str:
+    name = inspect.formatannotation(field.type)
+    for pattern, replacement in (
+        (r"list\[(\w+)\]", r"list of \1"),
+        (r"\bstr\b", "string"),
+        # An optional field is left out rather than null.
+        (r" \| None$", " or null" if field.default is attrs.NOTHING else ""),
+    ):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _unit(name: str) -> str:
+    for pattern, unit in (
+        (r"_duration_ms$", "ms"),
+        (r"^timestamp$", "s"),
+        (r"_reqs$", "requests"),
+        (r"_tokens$|_chunk_sizes?$|^token_budget$", "tokens"),
+        (r"_usage$", "share"),
+        (r"_batches$", "batches"),
+        (r"_records$", "records"),
+    ):
+        if re.search(pattern, name):
+            return unit
+    return ""
+
+
+def command_help(*arguments: str) -> str:
+    """Return what the command line prints when it is asked for help."""
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "sched_profiler", *arguments, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "88", "NO_COLOR": "1", "PYTHON_COLORS": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    text = done.stdout.replace("__main__.py", "sched-profiler")
+    return f"```text\n{text.rstrip()}\n```"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "required fields": functools.partial(field_table, optional=False),
+    "optional fields": functools.partial(field_table, optional=True),
+    "help": command_help,
+    "help analyze": functools.partial(command_help, "analyze"),
+}
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill in what is generated (mkdocs calls this for every page)."""
+    return re.sub(
+        r"^<!-- generated: (.+) -->$",
+        lambda match: GENERATORS[match[1]](),
+        markdown,
+        flags=re.MULTILINE,
+    )
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Put the schemas into the site (mkdocs calls this once)."""
+    from mkdocs.structure.files import File  # noqa: PLC0415 - mkdocs is there when it calls
+
+    for path in sorted((ROOT / "schema").glob("*.json")):
+        files.append(File.generated(config, f"schema/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+if __name__ == "__main__":
+    print(GENERATORS[" ".join(sys.argv[1:])]())  # noqa: T201 - a command talks

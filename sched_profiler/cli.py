@@ -1,0 +1,196 @@
+"""The command `sched-profiler`.
+
+Only `main` knows exit codes: 0 done, 2 bad input (argparse's number as well), 130 interrupted,
+141 if the reader of the output went away; the last two as a shell has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sched_profiler import __version__
+from sched_profiler.errors import SchedProfilerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import pandas as pd
+
+    from sched_profiler.analysis import Summary
+
+__all__ = ["main"]
+
+_OK, _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
+
+_DESCRIPTION = "Reads the logs of a batch scheduler, as vLLM with sched-profiler writes them."
+_EXAMPLES = """\
+examples:
+  %(prog)s analyze scheduler_profiling.jsonl
+      print a summary
+  %(prog)s analyze scheduler_profiling.jsonl --out report
+      also draw charts and write the summary, into the folder report
+  %(prog)s analyze rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
+      take several logs together, as data for another program
+"""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: those after the name of the program; by default, of this process.
+        prog: name of the program in its help and errors.
+    """
+    options = _parser(prog).parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except SchedProfilerError as error:
+        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - the command line talks
+        return _BAD_INPUT
+    except BrokenPipeError:
+        # Else the interpreter would fail once more on flushing at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return _OK
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sched-profiler {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, description, add_arguments, run in _COMMANDS:
+        subparser = subparsers.add_parser(name, help=description, description=description)
+        add_arguments(subparser)
+        subparser.set_defaults(run=run)
+    return parser
+
+
+def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="a log; several are taken together")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="write six charts, overview.png and summary.json into this folder",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="skip and count lines that hold no record"
+    )
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    # Loaded only now, so that --help and --version need no more than the base install.
+    try:
+        from sched_profiler import analysis  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("sched_profiler"):
+            raise
+        raise SchedProfilerError(
+            f"analyze needs {error.name}, which is not installed; "
+            'install it with: pip install "sched-profiler[analysis]"'
+        ) from None
+    with _progress(options.logs) as progress:
+        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=progress)
+    summary = analysis.summarize(df)
+    print(summary.to_json() if options.json else summary)  # noqa: T201 - the command line talks
+    if options.out is not None:
+        written = _write_files(options.out, df, summary)
+        listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
+        # Only JSON on standard output: the list is for the reader, not for the program.
+        print(listing, file=sys.stderr if options.json else sys.stdout)
+
+
+_COMMANDS: tuple[
+    tuple[
+        str,
+        str,
+        Callable[[argparse.ArgumentParser], None],
+        Callable[[argparse.Namespace], None],
+    ],
+    ...,
+] = (("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),)
+"""Every subcommand: its name, what it does, its arguments and the function that does it."""
+
+
+_LONG_LOGS_BYTES = 64 << 20
+"""From here on, reading takes long enough to show how far it is."""
+
+
+@contextmanager
+def _progress(logs: Sequence[str]) -> Iterator[Callable[[int], None] | None]:
+    """Show on a terminal how much of long logs is read; the block calls it with that number."""
+    total = sum(map(_size, logs))
+    if total < _LONG_LOGS_BYTES or not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        yield lambda num_bytes: _show(f"\rreading {min(1.0, num_bytes / total):4.0%}")
+    finally:
+        _show("\r            \r")
+
+
+def _size(log: str) -> int:
+    try:
+        return Path(log).stat().st_size
+    except OSError:
+        return 0  # reading it will say what is wrong
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _write_files(folder: Path, df: pd.DataFrame, summary: Summary) -> list[Path]:
+    """Write charts and summary into a folder, and return their paths."""
+    from sched_profiler import analysis  # noqa: PLC0415 - see _analyze
+
+    charts = {
+        "overview.png": analysis.plot_overview,
+        "step_times.png": analysis.plot_step_times,
+        "requests.png": analysis.plot_requests,
+        "tokens.png": analysis.plot_tokens,
+        "schedule_histogram.png": analysis.plot_schedule_histogram,
+        "model_run_histogram.png": analysis.plot_model_run_histogram,
+        "schedule_against_model_run.png": analysis.plot_schedule_against_model_run,
+    }
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in charts.items():
+            with _unfinished(folder / name) as path:
+                draw(df).savefig(path, format="png", dpi=120)
+            written.append(folder / name)
+        with _unfinished(folder / "summary.json") as path:
+            path.write_text(summary.to_json() + "\n", encoding="utf-8")
+        written.append(folder / "summary.json")
+    except OSError as error:
+        raise SchedProfilerError(
+            f"cannot write {error.filename or folder}: {error.strerror}; name another --out"
+        ) from None
+    return written
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Yield where to write a file, so that it appears under its name only when it is whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,357 @@
+"""Follows the steps of one vLLM scheduler: the part of the adapter on the engine's thread.
+
+It costs what it reads, so it reads little. What a batch holds is worked out without a look at
+every request: the few that are not in plain decode (in prefill, or preempted and waiting) are
+watched; all others decode, and when the tokens left equal the requests left, every decode chunk is
+1. Whatever need not be known before the next step changes it is worked out on the writer's thread,
+by `contents_of`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sched_profiler.profiler import BatchProfiler
+
+__all__ = ["Probe", "contents_of"]
+
+
+class _Events(NamedTuple):
+    """What a batch holds and what happened before it, beyond decodes of one token each."""
+
+    prefill: dict[str, int]  # chunk by request
+    prefill_context: int  # tokens computed before the batch, over the requests in prefill
+    new_context: int  # likewise, over the requests that vLLM reports as new
+    num_new: int
+    num_resumed: int
+    num_cached: int
+    num_preempted: int
+    num_finished: int  # in steps without a batch since the last record
+
+
+_NO_EVENTS = _Events({}, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Probe:
+    """Measures every batch of one scheduler into a profiler (made with `contents_of`).
+
+    Its `schedule` and `update_from_output` take the place of the scheduler's own and call them;
+    vLLM's exceptions and results pass through, failures of the probe do not leave it.
+    """
+
+    # Slots lie side by side in memory: in a live engine most of what a step reads is not cached.
+    __slots__ = (
+        "_carried",
+        "_free_blocks",
+        "_get_request_counts",
+        "_next_batch_id",
+        "_now",
+        "_pending",
+        "_previous_result",
+        "_profiler",
+        "_put",
+        "_request_ids",
+        "_schedule",
+        "_scheduler",
+        "_update_from_output",
+        "_watched",
+    )
+
+    def __init__(
+        self, scheduler: Any, profiler: BatchProfiler, *, request_ids: bool = False
+    ) -> None:
+        """Bind to `scheduler` without changing it; with `request_ids` record who was in a batch."""
+        self._scheduler = scheduler
+        self._profiler = profiler
+        self._request_ids = request_ids
+        # Looked up once: each of them is needed in every step.
+        self._now = profiler.clock.monotonic_ns
+        self._put = profiler.writer.put
+        self._next_batch_id = profiler.next_batch_id
+        self._schedule = scheduler.schedule
+        self._update_from_output = scheduler.update_from_output
+        self._get_request_counts = scheduler.get_request_counts
+        self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
+        self._pending: deque[tuple[Any, ...]] = deque()
+        # In prefill: the request by its id. Preempted and waiting: None by its id.
+        self._watched: dict[str, Any] = {}
+        self._previous_result: int | None = None
+        # Requests finished and preempted in steps without a batch: the next record tells.
+        self._carried: tuple[int, int] | None = None
+
+    def attach(self) -> None:
+        """Take the place of the scheduler's methods."""
+        self._profiler.before_close = self.give_up
+        self._scheduler.schedule = self.schedule
+        self._scheduler.update_from_output = self.update_from_output
+
+    def detach(self) -> None:
+        """Give the scheduler its methods back: a probe that fails again and again is absent."""
+        del self._scheduler.schedule
+        del self._scheduler.update_from_output
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Schedule as before, and read what the next steps will change."""
+        began = self._now()
+        output = self._schedule(*args, **kwargs)
+        ended = self._now()
+        try:
+            events = None
+            if (
+                self._watched
+                or output.scheduled_new_reqs
+                or output.preempted_req_ids
+                or self._carried
+            ):
+                events = self._follow(output)
+            total = output.total_num_scheduled_tokens
+            if total:
+                num_reqs = len(output.num_scheduled_tokens)
+                pending = self._pending
+                contents = (
+                    self._get_request_counts(),
+                    self._free_blocks.num_free_blocks,
+                    num_reqs,
+                    output.scheduled_cached_reqs.num_computed_tokens,
+                    len(output.finished_req_ids),
+                    events,
+                    None if total == num_reqs else self._decode_chunks(output, events),
+                    self._request_ids and self._ids(output, events),
+                )
+                # The output is what the result is matched by; it is not kept beyond that.
+                pending.append(
+                    (output, self._next_batch_id(), began, ended, len(pending), contents)
+                )
+            else:
+                self._carry(output)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
+        return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Take in a result as before, and hand the batch over."""
+        result = self._now()
+        try:
+            output = args[0] if args else kwargs["scheduler_output"]
+            # Before the update: it forgets which of these requests were aborted meanwhile.
+            drafts = output.scheduled_spec_decode_tokens and self._drafts(output, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
+            output = drafts = None
+        returned = self._update_from_output(*args, **kwargs)
+        updated = self._now()
+        try:
+            pending = self._pending
+            if pending and (pending[0][0] is output or self._is_late(output)):
+                _, batch_id, began, ended, num_inflight, contents = pending.popleft()
+                generated = 0
+                for client in returned.values():
+                    outputs = client.outputs
+                    if not drafts and outputs and outputs[-1].new_token_ids:
+                        # One token each; an output without one, of a failed request, comes last.
+                        generated += len(outputs)
+                    else:
+                        generated += sum(len(output.new_token_ids) for output in outputs)
+                self._put(
+                    (
+                        batch_id,
+                        began,
+                        ended,
+                        ended,
+                        self._previous_result,
+                        result,
+                        updated,
+                        num_inflight,
+                        (contents, generated, drafts),
+                    )
+                )
+                self._previous_result = result
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
+        return returned
+
+    def give_up(self) -> None:
+        """Record what never got a result: the batch that brought the engine down among them."""
+        while self._pending:
+            _, batch_id, began, ended, num_inflight, contents = self._pending.popleft()
+            self._put(
+                (
+                    batch_id,
+                    began,
+                    ended,
+                    ended,
+                    self._previous_result,
+                    None,
+                    None,
+                    num_inflight,
+                    (contents, None, None),
+                )
+            )
+
+    def _failed(self, error: Exception) -> None:
+        self._profiler.boundary.failed(error)
+        if not self._profiler.boundary.is_open:
+            self.detach()
+
+    def _is_late(self, output: Any) -> bool:
+        """Give up the batches before `output`: results come in the order of schedule().
+
+        Tells whether `output` is pending at all; one without tokens is not.
+        """
+        if not any(batch[0] is output for batch in self._pending):
+            return False
+        later = []
+        while self._pending[-1][0] is not output:
+            later.append(self._pending.pop())
+        found = self._pending.pop()
+        self.give_up()
+        self._pending.extend([found, *reversed(later)])
+        return True
+
+    def _drafts(
+        self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[int, int]:
+        """Return how many draft tokens were scheduled and how many of them the model accepted.
+
+        Accepted is all that the model sampled but one per request, of the requests that are still
+        there to take it.
+        """
+        model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+        sampled = model_output.sampled_token_ids
+        num_drafts = num_accepted = 0
+        for req_id, tokens in output.scheduled_spec_decode_tokens.items():
+            num_drafts += len(tokens)
+            request = self._scheduler.requests.get(req_id)
+            if request is None or request.is_finished() or not sampled:
+                continue
+            if request.num_stale_output_tokens and request.drop_stale_output:
+                continue
+            num_sampled = len(sampled[model_output.req_id_to_index[req_id]])
+            num_accepted += max(num_sampled - 1, 0)
+        return num_drafts, num_accepted
+
+    def _follow(self, output: Any) -> _Events:
+        """Keep account of who is not in plain decode; cheap as long as few are."""
+        watched = self._watched
+        for req_id in output.preempted_req_ids or ():
+            watched[req_id] = None
+        # After that: a request may be preempted and then aborted between two steps.
+        for req_id in output.finished_req_ids:
+            watched.pop(req_id, None)
+        num_new = num_resumed = num_cached = new_context = 0
+        for data in output.scheduled_new_reqs:
+            new_context += data.num_computed_tokens
+            # Model runner v2 is told of resumed requests as if they were new.
+            if data.req_id in watched:
+                num_resumed += 1
+            else:
+                num_new += 1
+                num_cached += data.num_computed_tokens
+            self._begin_prefill(data.req_id)
+        for req_id in output.scheduled_cached_reqs.resumed_req_ids:
+            num_resumed += 1
+            self._begin_prefill(req_id)
+        if not output.total_num_scheduled_tokens:
+            return _NO_EVENTS
+        prefill, prefill_context = self._prefill_of(output.num_scheduled_tokens)
+        num_finished, num_preempted = self._carried or (0, 0)
+        self._carried = None
+        return _Events(
+            prefill,
+            prefill_context,
+            new_context,
+            num_new,
+            num_resumed,
+            num_cached,
+            num_preempted + len(output.preempted_req_ids or ()),
+            num_finished,
+        )
+
+    def _carry(self, output: Any) -> None:
+        """Keep for the next record what happened before a step without a batch."""
+        num_finished, num_preempted = self._carried or (0, 0)
+        num_finished += len(output.finished_req_ids)
+        num_preempted += len(output.preempted_req_ids or ())
+        if num_finished or num_preempted:
+            self._carried = num_finished, num_preempted
+
+    def _begin_prefill(self, req_id: str) -> None:
+        # Anew at the end of the dict: prefill requests stand in the order in which they began.
+        self._watched.pop(req_id, None)
+        self._watched[req_id] = self._scheduler.requests[req_id]
+
+    def _prefill_of(self, chunks: dict[str, int]) -> tuple[dict[str, int], int]:
+        """Return the prefill chunks of the batch and their context; see "phase" in the docs."""
+        prefill: dict[str, int] = {}
+        context = 0
+        last_chunks = []
+        for req_id, request in self._watched.items():
+            chunk = chunks.get(req_id)
+            if chunk is None:
+                continue
+            # schedule() has already moved it on.
+            computed = request.num_computed_tokens - chunk
+            # After a preemption only the newest token may be left to compute: that is a decode.
+            if request.num_output_tokens == 0 or request.num_tokens - computed > 1:
+                prefill[req_id] = chunk
+                context += computed
+            if not request.is_prefill_chunk:
+                last_chunks.append(req_id)
+        for req_id in last_chunks:
+            del self._watched[req_id]
+        return prefill, context
+
+    @staticmethod
+    def _decode_chunks(output: Any, events: _Events | None) -> list[int] | None:
+        """Return the decode chunks, or None where all are 1."""
+        chunks = output.num_scheduled_tokens
+        prefill = events.prefill if events else {}
+        num_decode = len(chunks) - len(prefill)
+        if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
+            return None
+        return [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
+
+    @staticmethod
+    def _ids(output: Any, events: _Events | None) -> list[str]:
+        prefill = events.prefill if events else {}
+        return [*prefill, *(r for r in output.num_scheduled_tokens if r not in prefill)]
+
+
+def contents_of(scheduler: Any) -> Callable[[Any], dict[str, Any]]:
+    """Return what turns a probe's measurements into record fields, on the writer's thread."""
+    pool = scheduler.kv_cache_manager.block_pool
+    # One block is vLLM's null block, which is never in use and never free.
+    num_blocks = pool.num_gpu_blocks - 1
+
+    def fields_of(
+        measured: tuple[tuple[Any, ...], int | None, tuple[int, int] | None],
+    ) -> dict[str, Any]:
+        contents, generated, drafts = measured
+        counts, free_blocks, num_reqs, computed, num_finished, events, decode, ids = contents
+        events = events or _NO_EVENTS
+        prefill = events.prefill
+        return {
+            "prefill_chunk_sizes": list(prefill.values()),
+            "decode_chunk_sizes": [1] * (num_reqs - len(prefill)) if decode is None else decode,
+            "num_running_reqs": counts[0],
+            "num_waiting_reqs": counts[1],
+            "kv_cache_usage": 1 - free_blocks / num_blocks if num_blocks else 0.0,
+            "prefill_context_tokens": events.prefill_context,
+            "decode_context_tokens": sum(computed) + events.new_context - events.prefill_context,
+            "num_new_reqs": events.num_new,
+            "num_resumed_reqs": events.num_resumed,
+            "num_cached_tokens": events.num_cached,
+            "num_preempted_reqs": events.num_preempted,
+            "num_finished_reqs": num_finished + events.num_finished,
+            # Of a batch without a result nothing is known of its drafts.
+            "num_draft_tokens": None if generated is None else drafts[0] if drafts else 0,
+            "num_accepted_tokens": None if generated is None else drafts[1] if drafts else 0,
+            "num_generated_tokens": generated,
+            "request_ids": ids or None,
+        }
+
+    return fields_of

@@ -1,0 +1,123 @@
+"""Real vLLM servers with real HTTP clients: three variables, and the log is whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import string
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jsonschema
+import pytest
+from real_vllm import read
+from vllm_server import Server, serve
+
+from sched_profiler import BatchRecord, schema
+
+pytestmark = pytest.mark.vllm
+
+FLAGS = ("--max-model-len=2048", "--max-num-batched-tokens=256", "--max-num-seqs=16")
+
+
+@attrs.frozen
+class Served:
+    """A server that was put under load and then stopped by SIGTERM."""
+
+    answers: list[dict[str, Any]]
+    runs: list[list[BatchRecord]]
+    log: Path
+    printed: str
+
+
+def put_under_load(server: Server, num_requests: int) -> list[dict[str, Any]]:
+    """Send requests of mixed lengths from concurrent clients; some prompts share a beginning."""
+    rng = random.Random(5)
+    text = "".join(rng.choices(string.ascii_lowercase, k=4000))
+    lengths = itertools.cycle([3, 900, 40, 300, 1300, 64])
+    starts = itertools.cycle([0, 0, 700, 1500])
+    prompts = [
+        text[start : start + length]
+        for start, length in itertools.islice(zip(starts, lengths, strict=False), num_requests)
+    ]
+    with ThreadPoolExecutor(12) as clients:
+        return list(clients.map(lambda prompt: server.complete(prompt, 20), prompts))
+
+
+def run_server(model: Path, folder: Path, module: str | None, num_requests: int) -> Served:
+    """Serve, load, and stop at once when the last answer is there."""
+    log, server_log = folder / "logs" / "profile.jsonl", folder / "server.log"
+    environ = {
+        "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
+        "VLLM_SCHEDULER_PROFILING_LOG": str(log),
+        "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+    }
+    with serve(model, log=server_log, environ=environ, flags=FLAGS, module=module) as server:
+        answers = put_under_load(server, num_requests)
+    return Served(answers, read(log), log, server_log.read_text())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[None, "vllm.entrypoints.openai.api_server"],
+    ids=["vllm serve", "api_server"],
+)
+def served(
+    request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    """Run a server in each of the two ways in which vLLM starts one."""
+    return run_server(model, tmp_path_factory.mktemp("server"), request.param, 60)
+
+
+def test_the_log_holds_the_tokens_that_the_answers_tell(served: Served) -> None:
+    """Prompt - cached + generated - 1 per request: SIGTERM right after the last answer lost none.
+
+    Computed from what the server told its clients, and from nothing else.
+    """
+    (records,) = served.runs
+    usages = [answer["usage"] for answer in served.answers]
+    expected = sum(
+        usage["prompt_tokens"]
+        - usage["prompt_tokens_details"]["cached_tokens"]
+        + usage["completion_tokens"]
+        - 1
+        for usage in usages
+    )
+    assert sum(record.total_scheduled_tokens for record in records) == expected
+    generated = sum(usage["completion_tokens"] for usage in usages)
+    assert sum(record.num_generated_tokens or 0 for record in records) == generated == 60 * 20
+    assert sum(record.num_new_reqs or 0 for record in records) == 60
+    assert any(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+
+
+def test_no_batch_is_missing_and_every_line_validates(served: Served) -> None:
+    """Identifiers have no gap; each line fits the schema that ships with the package."""
+    (records,) = served.runs
+    assert [record.batch_id for record in records] == list(range(len(records)))
+    validator = jsonschema.Draft202012Validator(schema())
+    for line in served.log.read_bytes().splitlines():
+        validator.validate(json.loads(line))
+    assert any(record.num_prefill_reqs and record.num_decode_reqs for record in records)
+
+
+def test_times_add_up_to_the_wall_time(served: Served) -> None:
+    """Σ(model_run + idle) is the time from the first schedule() to the last result."""
+    (records,) = served.runs
+    parts = sum((r.model_run_duration_ms or 0) + (r.idle_duration_ms or 0) for r in records)
+    last = records[-1]
+    wall = (last.timestamp - records[0].timestamp) * 1000 + (last.total_step_duration_ms or 0)
+    assert parts == pytest.approx(wall, rel=0.01)
+
+
+def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
+    """In vLLM's own log, in its format, from the engine core, without escape codes."""
+    (records,) = served.runs
+    lines = [line for line in served.printed.splitlines() if "| schedule " in line]
+    assert len(lines) == len(records)
+    assert all("EngineCore" in line and " INFO " in line for line in lines)
+    assert not any("\x1b[36m" in line for line in lines)
+    assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
+    assert "Traceback" not in served.printed

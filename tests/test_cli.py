@@ -1,0 +1,289 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import batch, records, seed_record, write_log
+
+from sched_profiler import __version__
+from sched_profiler.cli import main
+from sched_profiler.codec import encode
+
+CHARTS = {
+    "model_run_histogram.png",
+    "overview.png",
+    "requests.png",
+    "schedule_against_model_run.png",
+    "schedule_histogram.png",
+    "step_times.png",
+    "tokens.png",
+}
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "scheduler_profiling_example.py"
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Return a log of 40 batches."""
+    return write_log(tmp_path / "run.jsonl", records(40))
+
+
+def failure(capsys: Capture, *arguments: object) -> str:
+    """Run a command that must fail, and return the one line that says why."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("sched-profiler: ")
+    return captured.err
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False
+    )
+
+
+def test_analyze_prints_a_summary(log: Path, capsys: Capture) -> None:
+    """The text of `summarize`, and nothing on standard error."""
+    assert main(["analyze", str(log)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("40 batches of 1 run")
+    assert captured.err == ""
+
+
+def test_several_logs_are_taken_together(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    """One summary of all of them."""
+    other = write_log(tmp_path / "other.jsonl", records(10, run_id="other"))
+    assert main(["analyze", str(log), str(other)]) == 0
+    assert capsys.readouterr().out.startswith("50 batches of 2 runs")
+
+
+def test_json_is_all_there_is_on_standard_output(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Another program can read it, also when files are written."""
+    assert main(["analyze", str(log), "--json", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["num_batches"] == 40
+    assert "overview.png" in captured.err
+
+
+def test_out_writes_charts_and_summary_and_lists_them(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The folder is made, holds whole files only, and every one is listed."""
+    out = tmp_path / "deep" / "report"
+    assert main(["analyze", str(log), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    written = {path.name for path in out.iterdir()}
+    assert written == CHARTS | {"summary.json"}
+    for name in written:
+        assert str(out / name) in printed
+    for name in CHARTS:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "summary.json").read_text())["num_batches"] == 40
+
+
+def test_a_file_that_fails_leaves_what_was_there(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report is replaced by a whole one or not at all."""
+    out = tmp_path / "report"
+    assert main(["analyze", str(log), "--out", str(out)]) == 0
+    before = (out / "overview.png").read_bytes()
+
+    def half_save(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half_save)
+    assert main(["analyze", str(log), "--out", str(out)]) == 130
+    assert (out / "overview.png").read_bytes() == before
+    assert {path.name for path in out.iterdir()} == CHARTS | {"summary.json"}
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The message names it and the option."""
+    (tmp_path / "file").touch()
+    assert main(["analyze", str(log), "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"sched-profiler: cannot write {tmp_path / 'file'}: File exists; name another --out\n"
+    )
+
+
+def test_a_missing_log_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    """The message names the file and where to look."""
+    message = failure(capsys, "analyze", tmp_path / "nowhere.jsonl")
+    assert "nowhere.jsonl: no such file" in message
+    assert "VLLM_SCHEDULER_PROFILING_LOG" in message
+
+
+def test_an_empty_log_is_an_error_with_three_things_to_check(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """Variables, permission, and whether there was anything to record."""
+    log = tmp_path / "run.jsonl"
+    log.touch()
+    message = failure(capsys, "analyze", log)
+    for hint in ("VLLM_ENABLE_SCHEDULER_PROFILING", "may write to the folder", "was scheduled"):
+        assert hint in message
+
+
+def test_a_half_written_last_line_is_tolerated_and_counted(log: Path, capsys: Capture) -> None:
+    """An engine that is still running, or was killed, leaves one."""
+    os.truncate(log, log.stat().st_size - 20)
+    assert main(["analyze", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("39 batches")
+    assert main(["analyze", "--json", str(log)]) == 0
+    assert json.loads(capsys.readouterr().out)["num_half_written_lines"] == 1
+
+
+def test_a_broken_line_is_an_error_with_file_line_and_remedy(log: Path, capsys: Capture) -> None:
+    """And with the remedy, the rest of the log is summed up."""
+    log.write_bytes(log.read_bytes() + b'{"batch_id":40}\n' + encode(batch(41, run_id="5eed5eed")))
+    message = failure(capsys, "analyze", log)
+    assert f"line 41 of {log}: lacks timestamp" in message
+    assert "--skip-invalid" in message
+    assert main(["analyze", "--skip-invalid", str(log)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("41 batches")
+    assert "invalid lines           1 left out" in printed
+
+
+def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path, capsys: Capture) -> None:
+    """Skipping is not offered: the log is fine."""
+    log = write_log(tmp_path / "run.jsonl", [batch(0, schema_version=2)])
+    message = failure(capsys, "analyze", log)
+    assert f"line 1 of {log}: schema_version 2 is newer than 1; upgrade sched-profiler" in message
+    assert "--skip-invalid" not in message
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_log_without_optional_fields_is_analyzed(
+    tmp_path: Path, capsys: Capture, *, measured: bool
+) -> None:
+    """With the 17 fields, and with the 15 that a fork without model times has."""
+    log = tmp_path / "seed.jsonl"
+    lines = [json.dumps(seed_record(record, measured=measured)) for record in records(30)]
+    log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert main(["analyze", str(log), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert ("model run, ms           not recorded" in printed) != measured
+    assert (tmp_path / "out" / "overview.png").exists()
+
+
+def test_version_is_printed(capsys: Capture) -> None:
+    """As the package says."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sched-profiler {__version__}\n"
+
+
+def test_help_has_examples(capsys: Capture) -> None:
+    """Each with the command and what it does."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert "examples:\n  sched-profiler analyze scheduler_profiling.jsonl\n" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["analyze"], ["paint", "x"], ["analyze", "x", "--no"]])
+def test_wrong_arguments_are_2_as_well(arguments: list[str], capsys: Capture) -> None:
+    """Argparse explains them."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_without_pandas_the_error_says_what_to_install(log: Path) -> None:
+    """The base install is for engines and has none."""
+    code = (
+        "import sys; sys.modules['pandas'] = None\n"
+        "from sched_profiler.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = run("-c", code, "analyze", log)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "sched-profiler: analyze needs pandas, which is not installed; "
+        'install it with: pip install "sched-profiler[analysis]"\n'
+    )
+
+
+@pytest.mark.parametrize("module", ["sched_profiler.cli", "sched_profiler.reader"])
+def test_nothing_of_the_analysis_is_loaded_before_it_is_needed(module: str) -> None:
+    """Help must be quick, and engines have no pandas."""
+    code = (
+        f"import sys, {module}\n"
+        "print(*sorted({'pandas', 'numpy', 'pyarrow', 'matplotlib', 'vllm'} & set(sys.modules)))"
+    )
+    done = run("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+def test_a_reader_that_goes_away_is_no_traceback(log: Path) -> None:
+    """As in `sched-profiler analyze LOG | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "sched_profiler", "analyze", str(log)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_interrupt_is_no_traceback(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the command as a shell expects."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sched_profiler.analysis.summarize", interrupt)
+    assert main(["analyze", str(log)]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_log_shows_progress_on_a_terminal(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes it away at the end."""
+    monkeypatch.setattr("sched_profiler.cli._LONG_LOGS_BYTES", 1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["analyze", str(log)]) == 0
+    assert capsys.readouterr().err == "\rreading 100%\r            \r"
+
+
+@pytest.mark.parametrize("start", [["-m", "sched_profiler"], [EXAMPLE]])
+def test_other_ways_to_start_it_do_the_same(log: Path, start: list[str]) -> None:
+    """The module, and the script that users of the original feature know."""
+    done = run(*start, "analyze", log)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("40 batches")
+
+
+def test_the_example_names_itself_in_errors(tmp_path: Path) -> None:
+    """Not a command that the user did not type."""
+    done = run(EXAMPLE, "analyze", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("scheduler_profiling_example.py: ")

@@ -1,0 +1,235 @@
+"""What the documentation says is so: its snippets run, its tables and lists match the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import attrs
+import pytest
+from synthetic import records, write_log
+
+import sched_profiler
+from sched_profiler import analysis, cli, settings
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sched_profiler"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\n *\Z")
+
+
+@attrs.frozen
+class Snippet:
+    """A fenced block of code on a page."""
+
+    language: str
+    code: str
+    line: int
+    """Number of its first line of code on the page."""
+    runs: bool
+
+
+def snippets(page: Path) -> Iterator[Snippet]:
+    """Yield the fenced blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        indent, language, code = match.groups()
+        yield Snippet(
+            language=language,
+            code=re.sub(rf"^{indent}", "", code, flags=re.MULTILINE),
+            line=text.count("\n", 0, match.start(3)) + 1,
+            runs=not NOT_RUN.search(text[: match.start()]),
+        )
+
+
+def name_of(page: Path) -> str:
+    """Return how tests call a page."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def pages_with(language: str) -> list[Path]:
+    """Return the pages with a snippet in a language."""
+    return [page for page in PAGES if any(s.language == language for s in snippets(page))]
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_the_python_snippets_of_a_page_run_one_after_the_other(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who copies them all into one program gets what the page says."""
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "scheduler_profiling.jsonl", records(200))
+    namespace: dict[str, object] = {"__name__": "snippet"}
+    for snippet in snippets(page):
+        if snippet.language == "python" and snippet.runs:
+            # Blank lines before the code give a traceback the line numbers of the page.
+            code = "\n" * (snippet.line - 1) + snippet.code
+            exec(compile(code, name_of(page), "exec"), namespace)
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the commands of the shell blocks of a page, each with its line number."""
+    for snippet in snippets(page):
+        if snippet.language == "bash":
+            for number, line in enumerate(snippet.code.splitlines(), snippet.line):
+                words = shlex.split(re.split(r"\s[|<>]\s", line)[0], comments=True)
+                if words:
+                    yield number, words
+
+
+@pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
+def test_the_shell_commands_of_a_page_are_ones_that_exist(page: Path) -> None:
+    """Our command takes the arguments shown; targets of make and scripts are in the tree."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for number, (program, *arguments) in commands(page):
+        place = f"{name_of(page)}:{number}"
+        if program == "sched-profiler":
+            assert parses(arguments), place
+        elif program == "make":
+            assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), place
+        elif program == "python" and arguments[0].endswith(".py"):
+            assert (ROOT / arguments[0]).is_file(), place
+
+
+def parses(arguments: list[str]) -> bool:
+    """Tell whether the command line takes these arguments."""
+    try:
+        cli._parser("sched-profiler").parse_args(arguments)
+    except SystemExit as end:
+        return not end.code  # --help and --version end it as well
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_internal_link_of_a_page_leads_somewhere(page: Path) -> None:
+    """The file is there, and so is the heading."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = Path(os.path.normpath(page.parent / path)) if path else page
+        if file.is_relative_to(ROOT / "docs/schema"):
+            # The site has a copy of the schemas.
+            file = ROOT / file.relative_to(ROOT / "docs")
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def without_code(page: Path) -> str:
+    """Return the text of a page without its fenced blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as both GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+def generator() -> ModuleType:
+    """Return the hook that generates parts of the documentation."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/tools/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
+    """Order, type, unit, meaning and null case; if not: see CONTRIBUTING, Documentation."""
+    table = generator().field_table(optional=False)
+    assert table.count("\n") == 1 + 17
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_generated_part_of_a_page_is_known_and_filled() -> None:
+    """A misspelled name would be an error, an unused one dead code."""
+    generate = generator()
+    used = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        used |= set(re.findall(r"^<!-- generated: (.+) -->$", text, re.MULTILINE))
+    assert used == set(generate.GENERATORS)
+    assert "`num_dropped_records`" in generate.on_page_markdown(
+        "<!-- generated: optional fields -->"
+    )
+    assert "--skip-invalid" in generate.on_page_markdown("<!-- generated: help analyze -->")
+
+
+def table_rows(page: Path) -> dict[str, list[str]]:
+    """Return the table rows of a page whose first cell is code, by that code."""
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+VARIABLES = {
+    field.name: variable
+    for field, variable in zip(
+        attrs.fields(settings.Settings),
+        (
+            settings.ENABLE,
+            settings.LOG,
+            settings.CONSOLE,
+            settings.CONSOLE_EVERY,
+            settings.REQUEST_IDS,
+            settings.STRICT,
+        ),
+        strict=True,
+    )
+}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/settings.md"])
+def test_the_settings_are_described_with_their_defaults(page: str) -> None:
+    """The README has the three of the original feature, the reference has all."""
+    rows = table_rows(ROOT / page)
+    described = {name for name in rows if re.match("VLLM_|SCHED_PROFILER_", name)}
+    expected = set(VARIABLES.values())
+    if page == "README.md":
+        expected = {name for name in expected if name.startswith("VLLM_")}
+    assert described == expected
+    for field, variable in VARIABLES.items():
+        if variable in described:
+            default = getattr(settings.Settings(), field)
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            assert rows[variable][0] == f"`{shown}`"
+
+
+def test_contributing_lists_the_modules_of_the_tree() -> None:
+    """The architecture page is about the code that is there."""
+    modules = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if not path.stem.startswith("__")
+    }
+    assert set(table_rows(ROOT / "CONTRIBUTING.md")) == modules
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """What is in an `__all__` can be looked up."""
+    text = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    public = {f"sched_profiler.{name}" for name in sched_profiler.__all__}
+    public |= {f"sched_profiler.analysis.{name}" for name in analysis.__all__}
+    assert public <= described
+
+
+def test_the_command_line_reference_has_every_file_that_analyze_writes(tmp_path: Path) -> None:
+    """`--out` writes what the table says, and nothing else."""
+    log = write_log(tmp_path / "log.jsonl", records(20))
+    assert cli.main(["analyze", str(log), "--out", str(tmp_path / "out")]) == 0
+    rows = table_rows(ROOT / "docs/reference/command-line.md")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {name for name in rows if "." in name}
