@@ -33,8 +33,8 @@ def at_process_end(
 
     Covered are interpreter exit, the exit of a multiprocessing child (which skips `atexit`), and
     SIGTERM. Where nobody handles SIGTERM the process still dies of it, only a moment later. Where
-    somebody does, how the process goes on is theirs to decide and often someone else's to cut
-    short: then `hurry` is called before their handler. SIGKILL runs nothing.
+    somebody handles SIGTERM or SIGINT, how the process goes on is theirs to decide, and often
+    someone else's to cut short: then `hurry` is called before their handler. SIGKILL runs nothing.
     """
     _hook_process_end()
     actions = _LastActions(close, hurry)
@@ -62,21 +62,26 @@ def _hook_process_end() -> None:
     Finalize(None, _close_all, exitpriority=0)
     # Only the main thread may set a handler.
     if threading.current_thread() is threading.main_thread():
-        _hook_sigterm()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            _hook_signal(signum)
 
 
-def _hook_sigterm() -> None:
-    previous = signal.getsignal(signal.SIGTERM)
+def _hook_signal(signum: signal.Signals) -> None:
+    previous = signal.getsignal(signum)
+    if previous is signal.SIG_DFL and signum == signal.SIGTERM:
+        signal.signal(signum, _close_and_die)
+    # Python's own handler of SIGINT raises KeyboardInterrupt: that ends in an interpreter exit.
+    elif callable(previous) and previous is not signal.default_int_handler:
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if callable(previous):
+        def hurry_first(number: int, frame: FrameType | None) -> None:
             for actions in _registered.copy():
                 actions.hurry()
-            previous(signum, frame)
-            return
-        _close_all()
-        signal.signal(signum, signal.SIG_DFL)
-        os.kill(os.getpid(), signum)
+            previous(number, frame)
 
-    if previous is signal.SIG_DFL or callable(previous):
-        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signum, hurry_first)
+
+
+def _close_and_die(signum: int, _frame: FrameType | None) -> None:
+    _close_all()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)

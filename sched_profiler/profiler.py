@@ -86,6 +86,7 @@ class BatchProfiler:
         dp_rank: int | None = None,
         token_budget: int | None = None,
         background: bool = True,
+        ends_at_signal: bool = False,
         contents_of: Callable[[Any], dict[str, Any]] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         strict: bool = False,
@@ -98,6 +99,8 @@ class BatchProfiler:
             token_budget: most tokens that the scheduler may put into one batch.
             background: write on a thread of its own; off, records are written by the call that
                 ends the batch, which tests like and engines do not.
+            ends_at_signal: SIGTERM and SIGINT are handled, and their handler ends the engine at
+                once: close then. Otherwise what is there is written, and the engine may go on.
             contents_of: turns what the engine's thread left in a measurement into record fields,
                 on the writer's thread; by default that is already a dict of record fields.
             clock: the source of all times.
@@ -116,7 +119,13 @@ class BatchProfiler:
         self._check_records = contents_of is None
         self.writer: Writer
         if background:
-            self.writer = BackgroundWriter(sink, self._record_of, strict=strict, at_end=self.close)
+            self.writer = BackgroundWriter(
+                sink,
+                self._record_of,
+                strict=strict,
+                at_end=self.close,
+                at_signal=self.close if ends_at_signal else None,
+            )
         else:
             self.writer = DirectWriter(sink, self._record_of, strict=strict)
         self.boundary = Boundary("profiling a batch", strict=strict)

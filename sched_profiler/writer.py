@@ -128,16 +128,19 @@ class BackgroundWriter:
         capacity: int = 10_000,
         strict: bool = False,
         at_end: Callable[[], object] | None = None,
+        at_signal: Callable[[], object] | None = None,
     ) -> None:
         """Write to `sink` what `to_record(measurement, num_dropped)` makes.
 
         No thread starts and the sink is not touched before the first `put`. When the process ends
-        before `close` was called, `at_end` is; by default that is `close`.
+        before `close` was called, `at_end` is, by default `close`; when somebody handles a signal
+        to end it, `at_signal` is called first, by default `hurry`.
         """
         self._maker = _RecordMaker(sink, to_record, strict=strict)
         self._queue: deque[Any] = deque()
         self._capacity = capacity
         self._at_end = at_end or self.close
+        self._at_signal = at_signal or self.hurry
         self._num_overflowed = 0
         self._overflow_lock = threading.Lock()
         self._flushes: deque[threading.Event] = deque()
@@ -203,7 +206,7 @@ class BackgroundWriter:
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sched-profiler", daemon=True)
-        self._forget_exit = at_process_end(self._at_end, hurry=self.hurry)
+        self._forget_exit = at_process_end(self._at_end, hurry=self._at_signal)
         self._thread.start()
 
     def _run(self) -> None:

@@ -14,8 +14,8 @@ ENGINE = """
 import sys, multiprocessing, os, signal, time
 from sched_profiler import BatchProfiler, JsonlSink
 
-def serve(path):
-    profiler = BatchProfiler(JsonlSink(path))
+def serve(path, **options):
+    profiler = BatchProfiler(JsonlSink(path), **options)
     for number in range(300):
         batch = profiler.begin()
         batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1], num_waiting_reqs=0,
@@ -91,6 +91,21 @@ def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path
     )
     assert done.returncode == -signal.SIGKILL
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 299
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
+def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_path: Path) -> None:
+    """The batch in flight is in the log as well, and a second signal finds nothing to do."""
+    done = run(
+        f"signal.signal(signal.{signal_name}, lambda *_: os.kill(os.getpid(), signal.SIGKILL));"
+        f" serve(sys.argv[1], ends_at_signal=True); os.kill(os.getpid(), signal.{signal_name});"
+        " time.sleep(9)",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGKILL
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 300
+    assert '"model_run_duration_ms":null' in lines[-1]
 
 
 def test_sigterm_that_is_ignored_stays_ignored(tmp_path: Path) -> None:

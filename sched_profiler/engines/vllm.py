@@ -88,6 +88,9 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
         TeeSink(file, _console(settings), strict=settings.strict) if settings.console else file,
         dp_rank=_dp_rank(scheduler.vllm_config.parallel_config),
         token_budget=scheduler.max_num_scheduled_tokens,
+        # Unless told to drain its requests first, vllm serve kills its engine core in the very
+        # moment in which it asks it to end: Scheduler.shutdown is then never called.
+        ends_at_signal=not getattr(scheduler.vllm_config, "shutdown_timeout", 0),
         contents_of=contents_of(scheduler),
         strict=settings.strict,
     )

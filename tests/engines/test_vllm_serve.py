@@ -117,6 +117,7 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     (records,) = served.runs
     lines = [line for line in served.printed.splitlines() if "| schedule " in line]
     assert len(lines) == len(records)
+    assert f"scheduler profile: {len(records)} batches" in served.printed
     assert all("EngineCore" in line and " INFO " in line for line in lines)
     assert not any("\x1b[36m" in line for line in lines)
     assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
