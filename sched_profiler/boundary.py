@@ -42,8 +42,12 @@ class Boundary:
         except Exception as error:  # noqa: BLE001 - this is the boundary: whatever it is stays ours
             self.failed(error)
             return False
-        self._num_in_a_row = 0
+        self.succeeded()
         return True
+
+    def succeeded(self) -> None:
+        """Note a success: the failures before it are no longer in a row with those after it."""
+        self._num_in_a_row = 0
 
     def failed(self, error: Exception) -> None:
         """Take a failure: log the first with its traceback, switch off after too many in a row."""

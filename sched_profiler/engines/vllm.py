@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sched_profiler.engines.vllm_binding import missing_names, version_warning
 from sched_profiler.engines.vllm_probe import Probe, contents_of
 from sched_profiler.errors import SettingError
 from sched_profiler.profiler import BatchProfiler
@@ -61,6 +62,12 @@ def profiled_class(base: type, settings: Settings) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._sched_profiler_close: Callable[[], object] | None = None
+            if missing := missing_names(self):
+                logger.error(
+                    "scheduler profiling is off: this vLLM lacks %s; upgrade sched-profiler",
+                    ", ".join(missing),
+                )
+                return
             try:
                 self._sched_profiler_close = _start(self, settings)
             except Exception:
@@ -82,6 +89,8 @@ def profiled_class(base: type, settings: Settings) -> type:
 
 def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
     """Profile a scheduler as the settings ask; return what ends it."""
+    import vllm  # noqa: PLC0415 - vLLM is there when it makes a scheduler
+
     log = Path(settings.log).absolute()
     file = JsonlSink(log)
     profiler = BatchProfiler(
@@ -95,6 +104,8 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
         strict=settings.strict,
     )
     Probe(scheduler, profiler, request_ids=settings.request_ids).attach()
+    if warning := version_warning(vllm.__version__):
+        logger.warning("%s", warning)
     logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
     return profiler.close
 
