@@ -26,18 +26,24 @@ __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
 _NS_PER_MS = 1_000_000
 
-Measurement = tuple[
+Scheduled = tuple[
     int,  # batch_id
     int,  # schedule() began (this and all times: ns of the monotonic clock)
     int,  # schedule() ended
     int,  # handed to the executor
+    int,  # batches in flight when this one was scheduled
+    Any,  # what was in it
+]
+"""A batch as the engine's thread leaves it when it is scheduled; plain tuples for their speed."""
+
+Measurement = tuple[
+    Scheduled,
     int | None,  # the previous batch's result arrived; None for the first batch
     int | None,  # this batch's result arrived; None where the model returned none
     int | None,  # the result was taken in by the scheduler; None where not measured
-    int,  # batches in flight when this one was scheduled
-    Any,  # what was in it, for `contents_of` to turn into record fields
+    Any,  # what the result told
 ]
-"""All that is known of a batch, as the engine's thread leaves it: a plain tuple, for its speed."""
+"""All that is known of a batch when it ends; `contents_of` turns both `Any` into record fields."""
 
 
 class OptionalContents(TypedDict, total=False):
@@ -74,6 +80,8 @@ class BatchProfiler:
 
     Attributes:
         run_id: short identifier that every record of this profiler carries.
+        batch_ids: gives out the identifiers of batches, from 0.
+        previous_result: when the last result arrived, in ns of the monotonic clock.
         in_flight: the batches that are scheduled and have no result yet, oldest first.
         before_close: called by `close` first; an adapter that keeps its own batches in flight
             records there what never got a result.
@@ -87,7 +95,7 @@ class BatchProfiler:
         token_budget: int | None = None,
         background: bool = True,
         ends_at_signal: bool = False,
-        contents_of: Callable[[Any], dict[str, Any]] | None = None,
+        contents_of: Callable[[Any, Any], dict[str, Any]] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         strict: bool = False,
     ) -> None:
@@ -101,8 +109,9 @@ class BatchProfiler:
                 ends the batch, which tests like and engines do not.
             ends_at_signal: SIGTERM and SIGINT are handled, and their handler ends the engine at
                 once: close then. Otherwise what is there is written, and the engine may go on.
-            contents_of: turns what the engine's thread left in a measurement into record fields,
-                on the writer's thread; by default that is already a dict of record fields.
+            contents_of: turns what the engine's thread left in a measurement, when the batch was
+                scheduled and when it ended, into record fields, on the writer's thread; by default
+                both are already dicts of record fields.
             clock: the source of all times.
             strict: let failures of the profiler and its sink through instead of logging them.
         """
@@ -114,7 +123,7 @@ class BatchProfiler:
             "dp_rank": dp_rank,
             "token_budget": token_budget,
         }
-        self._contents_of = contents_of or dict
+        self._contents_of = contents_of or _merged
         # What an engine's author passes by hand can be wrong; an adapter's own walk is tested.
         self._check_records = contents_of is None
         self.writer: Writer
@@ -129,8 +138,8 @@ class BatchProfiler:
         else:
             self.writer = DirectWriter(sink, self._record_of, strict=strict)
         self.boundary = Boundary("profiling a batch", strict=strict)
-        self._batch_ids = itertools.count()
-        self._previous_result: int | None = None
+        self.batch_ids = itertools.count()
+        self.previous_result: int | None = None
         self.in_flight: dict[Batch, None] = {}
         self.before_close: Callable[[], None] | None = None
 
@@ -152,38 +161,12 @@ class BatchProfiler:
             raise
 
     def measured(
-        self,
-        batch_id: int,
-        times: tuple[int, int, int, int | None, int | None],
-        num_inflight: int,
-        contents: Any,
+        self, scheduled: Scheduled, result: int | None, updated: int | None, told: Any
     ) -> None:
-        """Hand over a batch.
-
-        `times` are: schedule() began, ended, handed to the executor, result arrived, result taken
-        in; the last two `None` where there was none. Call it in the order of the results.
-        """
-        began, ended, submitted, result, updated = times
-        previous = self._previous_result
+        """Hand over a batch that ended; call it in the order of the results."""
+        self.writer.put((scheduled, self.previous_result, result, updated, told))
         if result is not None:
-            self._previous_result = result
-        self.writer.put(
-            (
-                batch_id,
-                began,
-                ended,
-                submitted,
-                previous,
-                result,
-                updated,
-                num_inflight,
-                contents,
-            )
-        )
-
-    def next_batch_id(self) -> int:
-        """Give out the identifier of a batch that was formed."""
-        return next(self._batch_ids)
+            self.previous_result = result
 
     @property
     def num_dropped_records(self) -> int:
@@ -216,7 +199,7 @@ class BatchProfiler:
 
     def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
         epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
-        fields = self._contents_of(measurement[-1])
+        fields = self._contents_of(measurement[0][-1], measurement[-1])
         fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
         record = BatchRecord(
             **_timing(measurement, epoch_ns),
@@ -274,7 +257,7 @@ class Batch:
             "kv_cache_usage": kv_cache_usage,
             **optional,
         }
-        self._id = self._profiler.next_batch_id()
+        self._id = next(self._profiler.batch_ids)
         self._num_inflight = len(self._profiler.in_flight)
         self._profiler.in_flight[self] = None
 
@@ -304,16 +287,16 @@ class Batch:
         if self._id is None or self not in self._profiler.in_flight:
             return  # without tokens, or finished before
         del self._profiler.in_flight[self]
-        if num_generated_tokens is not None:
-            self._contents["num_generated_tokens"] = num_generated_tokens
-        if num_accepted_tokens is not None:
-            self._contents["num_accepted_tokens"] = num_accepted_tokens
+        told = {
+            "num_generated_tokens": num_generated_tokens,
+            "num_accepted_tokens": num_accepted_tokens,
+        }
         submitted = self._ended if self._submitted is None else self._submitted
         self._profiler.measured(
-            self._id,
-            (self._began, self._ended, submitted, result if model_ran else None, None),
-            self._num_inflight,
-            self._contents,
+            (self._id, self._began, self._ended, submitted, self._num_inflight, self._contents),
+            result if model_ran else None,
+            None,
+            told,
         )
 
     @contextmanager
@@ -328,13 +311,17 @@ class Batch:
         self.finished()
 
 
+def _merged(contents: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    return contents | told
+
+
 def _ms(nanoseconds: int) -> float:
     return round(nanoseconds / _NS_PER_MS, 3)
 
 
 def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
     """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
-    batch_id, began, ended, submitted, previous, result, updated, num_inflight, _ = measurement
+    (batch_id, began, ended, submitted, num_inflight, _), previous, result, updated, _ = measurement
     fields: dict[str, Any] = {
         "batch_id": batch_id,
         "timestamp": (epoch_ns + began) / 1e9,

@@ -46,6 +46,7 @@ OF_SCHEDULER = (
     "kv_cache_manager.block_pool.num_gpu_blocks",
     "max_num_scheduled_tokens",
     "requests",
+    "running",
     "schedule",
     "shutdown",
     "update_from_output",

@@ -10,12 +10,13 @@ by `contents_of`.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sched_profiler.profiler import BatchProfiler
+    from sched_profiler.profiler import BatchProfiler, Scheduled
 
 __all__ = ["Probe", "contents_of"]
 
@@ -45,19 +46,18 @@ class Probe:
 
     # Slots lie side by side in memory: in a live engine most of what a step reads is not cached.
     __slots__ = (
+        "_batch_ids",
         "_carried",
         "_free_blocks",
-        "_get_request_counts",
-        "_next_batch_id",
         "_now",
         "_pending",
-        "_previous_result",
         "_profiler",
         "_put",
         "_request_ids",
         "_schedule",
         "_scheduler",
         "_update_from_output",
+        "_waiting_lengths",
         "_watched",
     )
 
@@ -71,15 +71,15 @@ class Probe:
         # Looked up once: each of them is needed in every step.
         self._now = profiler.clock.monotonic_ns
         self._put = profiler.writer.put
-        self._next_batch_id = profiler.next_batch_id
+        self._batch_ids = profiler.batch_ids
         self._schedule = scheduler.schedule
         self._update_from_output = scheduler.update_from_output
-        self._get_request_counts = scheduler.get_request_counts
+        self._waiting_lengths = _waiting_lengths(scheduler)
         self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
-        self._pending: deque[tuple[Any, ...]] = deque()
+        # Batches without a result, oldest first, each with vLLM's object for it.
+        self._pending: deque[tuple[Any, Scheduled]] = deque()
         # In prefill: the request by its id. Preempted and waiting: None by its id.
         self._watched: dict[str, Any] = {}
-        self._previous_result: int | None = None
         # Requests finished and preempted in steps without a batch: the next record tells.
         self._carried: tuple[int, int] | None = None
 
@@ -111,20 +111,24 @@ class Probe:
             total = output.total_num_scheduled_tokens
             if total:
                 num_reqs = len(output.num_scheduled_tokens)
-                pending = self._pending
+                num_waiting = 0
+                for length in self._waiting_lengths:
+                    num_waiting += length()
                 contents = (
-                    self._get_request_counts(),
+                    len(self._scheduler.running),
+                    num_waiting,
                     self._free_blocks.num_free_blocks,
                     num_reqs,
                     output.scheduled_cached_reqs.num_computed_tokens,
                     len(output.finished_req_ids),
                     events,
-                    None if total == num_reqs else self._decode_chunks(output, events),
-                    self._request_ids and self._ids(output, events),
+                    None if total == num_reqs else _decode_chunks(output, events),
+                    self._request_ids and _ids(output, events),
                 )
+                pending = self._pending
                 # The output is what the result is matched by; it is not kept beyond that.
                 pending.append(
-                    (output, self._next_batch_id(), began, ended, len(pending), contents)
+                    (output, (next(self._batch_ids), began, ended, ended, len(pending), contents))
                 )
             else:
                 self._carry(output)
@@ -147,7 +151,6 @@ class Probe:
         try:
             pending = self._pending
             if pending and (pending[0][0] is output or self._is_late(output)):
-                _, batch_id, began, ended, num_inflight, contents = pending.popleft()
                 generated = 0
                 for client in returned.values():
                     outputs = client.outputs
@@ -156,20 +159,17 @@ class Probe:
                         generated += len(outputs)
                     else:
                         generated += sum(len(output.new_token_ids) for output in outputs)
+                profiler = self._profiler
                 self._put(
                     (
-                        batch_id,
-                        began,
-                        ended,
-                        ended,
-                        self._previous_result,
+                        pending.popleft()[1],
+                        profiler.previous_result,
                         result,
                         updated,
-                        num_inflight,
-                        (contents, generated, drafts),
+                        (generated, drafts),
                     )
                 )
-                self._previous_result = result
+                profiler.previous_result = result
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
             self._failed(error)
         return returned
@@ -177,20 +177,7 @@ class Probe:
     def give_up(self) -> None:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
-            _, batch_id, began, ended, num_inflight, contents = self._pending.popleft()
-            self._put(
-                (
-                    batch_id,
-                    began,
-                    ended,
-                    ended,
-                    self._previous_result,
-                    None,
-                    None,
-                    num_inflight,
-                    (contents, None, None),
-                )
-            )
+            self._profiler.measured(self._pending.popleft()[1], None, None, (None, None))
 
     def _failed(self, error: Exception) -> None:
         self._profiler.boundary.failed(error)
@@ -305,40 +292,66 @@ class Probe:
             del self._watched[req_id]
         return prefill, context
 
-    @staticmethod
-    def _decode_chunks(output: Any, events: _Events | None) -> list[int] | None:
-        """Return the decode chunks, or None where all are 1."""
-        chunks = output.num_scheduled_tokens
-        prefill = events.prefill if events else {}
-        num_decode = len(chunks) - len(prefill)
-        if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
-            return None
-        return [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
 
-    @staticmethod
-    def _ids(output: Any, events: _Events | None) -> list[str]:
-        prefill = events.prefill if events else {}
-        return [*prefill, *(r for r in output.num_scheduled_tokens if r not in prefill)]
+def _waiting_lengths(scheduler: Any) -> tuple[Callable[[], int], ...]:
+    """Return what, summed up, is the number of requests in all waiting queues.
+
+    `get_request_counts` says it in every version, through several Python calls. Where it does
+    nothing but add up the lengths of queues that we know, these are asked directly.
+    """
+    names = set(type(scheduler).get_request_counts.__code__.co_names) - {"len", "running"}
+    if not names <= {"waiting", "skipped_waiting", "kv_holding_waiting"}:
+        return (lambda: scheduler.get_request_counts()[1],)
+    queues = [getattr(scheduler, name) for name in sorted(names)]
+    return tuple(
+        partial(deque.__len__, queue) if isinstance(queue, deque) else queue.__len__
+        for queue in queues
+    )
 
 
-def contents_of(scheduler: Any) -> Callable[[Any], dict[str, Any]]:
+def _decode_chunks(output: Any, events: _Events | None) -> list[int] | None:
+    """Return the decode chunks, or None where all are 1."""
+    chunks = output.num_scheduled_tokens
+    prefill = events.prefill if events else {}
+    num_decode = len(chunks) - len(prefill)
+    if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
+        return None
+    return [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
+
+
+def _ids(output: Any, events: _Events | None) -> list[str]:
+    prefill = events.prefill if events else {}
+    return [*prefill, *(r for r in output.num_scheduled_tokens if r not in prefill)]
+
+
+def contents_of(scheduler: Any) -> Callable[[Any, Any], dict[str, Any]]:
     """Return what turns a probe's measurements into record fields, on the writer's thread."""
     pool = scheduler.kv_cache_manager.block_pool
     # One block is vLLM's null block, which is never in use and never free.
     num_blocks = pool.num_gpu_blocks - 1
 
     def fields_of(
-        measured: tuple[tuple[Any, ...], int | None, tuple[int, int] | None],
+        contents: tuple[Any, ...], told: tuple[int | None, tuple[int, int] | None]
     ) -> dict[str, Any]:
-        contents, generated, drafts = measured
-        counts, free_blocks, num_reqs, computed, num_finished, events, decode, ids = contents
+        generated, drafts = told
+        (
+            num_running,
+            num_waiting,
+            free_blocks,
+            num_reqs,
+            computed,
+            num_finished,
+            events,
+            decode,
+            ids,
+        ) = contents
         events = events or _NO_EVENTS
         prefill = events.prefill
         return {
             "prefill_chunk_sizes": list(prefill.values()),
             "decode_chunk_sizes": [1] * (num_reqs - len(prefill)) if decode is None else decode,
-            "num_running_reqs": counts[0],
-            "num_waiting_reqs": counts[1],
+            "num_running_reqs": num_running,
+            "num_waiting_reqs": num_waiting,
             "kv_cache_usage": 1 - free_blocks / num_blocks if num_blocks else 0.0,
             "prefill_context_tokens": events.prefill_context,
             "decode_context_tokens": sum(computed) + events.new_context - events.prefill_context,
