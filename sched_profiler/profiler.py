@@ -38,9 +38,10 @@ Scheduled = tuple[
 
 Measurement = tuple[
     Scheduled,
-    int | None,  # the previous batch's result arrived; None for the first batch
-    int | None,  # this batch's result arrived; None where the model returned none
-    int | None,  # the result was taken in by the scheduler; None where not measured
+    int | None,  # the previous batch's result was available; None for the first batch
+    int | None,  # this batch's result was available; None where the model returned none
+    int | None,  # the engine began to take in the result; None where not measured
+    int | None,  # the result was taken in by the scheduler; likewise
     Any,  # what the result told
 ]
 """All that is known of a batch when it ends; `contents_of` turns both `Any` into record fields."""
@@ -160,11 +161,9 @@ class BatchProfiler:
             batch.finished(model_ran=False)
             raise
 
-    def measured(
-        self, scheduled: Scheduled, result: int | None, updated: int | None, told: Any
-    ) -> None:
+    def measured(self, scheduled: Scheduled, result: int | None, told: Any) -> None:
         """Hand over a batch that ended; call it in the order of the results."""
-        self.writer.put((scheduled, self.previous_result, result, updated, told))
+        self.writer.put((scheduled, self.previous_result, result, None, None, told))
         if result is not None:
             self.previous_result = result
 
@@ -295,7 +294,6 @@ class Batch:
         self._profiler.measured(
             (self._id, self._began, self._ended, submitted, self._num_inflight, self._contents),
             result if model_ran else None,
-            None,
             told,
         )
 
@@ -321,7 +319,8 @@ def _ms(nanoseconds: int) -> float:
 
 def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
     """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
-    (batch_id, began, ended, submitted, num_inflight, _), previous, result, updated, _ = measurement
+    scheduled, previous, result, taken, updated, _ = measurement
+    batch_id, began, ended, submitted, num_inflight, _ = scheduled
     fields: dict[str, Any] = {
         "batch_id": batch_id,
         "timestamp": (epoch_ns + began) / 1e9,
@@ -337,8 +336,8 @@ def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
     fields["total_step_duration_ms"] = _ms(result - began)
     fields["queue_duration_ms"] = _ms(started - ended)
     fields["idle_duration_ms"] = _ms(started - (began if previous is None else previous))
-    if updated is not None:
-        fields["update_duration_ms"] = _ms(updated - result)
+    if taken is not None and updated is not None:
+        fields["update_duration_ms"] = _ms(updated - taken)
     return fields
 
 

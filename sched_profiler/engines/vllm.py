@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sched_profiler.engines.vllm_binding import missing_names, version_warning
 from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
@@ -51,6 +52,7 @@ def install() -> None:
         return profiled_class(choose(*args, **kwargs), settings)
 
     SchedulerConfig.get_scheduler_cls = get_scheduler_cls
+    stamp_results()
     _declare_variables()
 
 

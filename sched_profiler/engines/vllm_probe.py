@@ -13,6 +13,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sched_profiler.engines.vllm_stamp import STAMP, result_ready
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,6 +51,7 @@ class Probe:
         "_batch_ids",
         "_carried",
         "_free_blocks",
+        "_has_workers",
         "_now",
         "_pending",
         "_profiler",
@@ -74,6 +77,8 @@ class Probe:
         self._batch_ids = profiler.batch_ids
         self._schedule = scheduler.schedule
         self._update_from_output = scheduler.update_from_output
+        executor = scheduler.vllm_config.parallel_config.distributed_executor_backend
+        self._has_workers = executor != "uni"
         self._waiting_lengths = _waiting_lengths(scheduler)
         self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
         # Batches without a result, oldest first, each with vLLM's object for it.
@@ -160,16 +165,16 @@ class Probe:
                     else:
                         generated += sum(len(output.new_token_ids) for output in outputs)
                 profiler = self._profiler
-                self._put(
-                    (
-                        pending.popleft()[1],
-                        profiler.previous_result,
-                        result,
-                        updated,
-                        (generated, drafts),
-                    )
-                )
-                profiler.previous_result = result
+                previous = profiler.previous_result
+                batch = pending.popleft()[1]
+                ready = result
+                if self._has_workers:
+                    model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+                    if stamp := model_output.__dict__.get(STAMP):
+                        # Never before the hand-over, nor before the result of the last batch.
+                        ready = max(result_ready(stamp, result), batch[2], previous or 0)
+                self._put((batch, previous, ready, result, updated, (generated, drafts)))
+                profiler.previous_result = ready
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
             self._failed(error)
         return returned
@@ -177,7 +182,7 @@ class Probe:
     def give_up(self) -> None:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
-            self._profiler.measured(self._pending.popleft()[1], None, None, (None, None))
+            self._profiler.measured(self._pending.popleft()[1], None, (None, None))
 
     def _failed(self, error: Exception) -> None:
         self._profiler.boundary.failed(error)

@@ -1,0 +1,36 @@
+"""A worker that measures itself, and sleeps when it is told to."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+
+class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
+    """Sleeps in the model while the file in `SLOW_MODEL` exists; notes how long the model took."""
+
+    began = 0.0
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.began = time.monotonic()
+        if Path(os.environ["SLOW_MODEL"]).exists():
+            time.sleep(0.02)
+        result = super().execute_model(*args, **kwargs)
+        if result is not None:
+            self._note()
+        return result
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().sample_tokens(*args, **kwargs)
+        self._note()
+        return result
+
+    def _note(self) -> None:
+        if self.rank == self.parallel_config.world_size - 1:
+            ended = time.monotonic()
+            with Path(os.environ["SLOW_MODEL"] + ".times").open("a") as times:
+                times.write(f"{self.began} {ended}\n")

@@ -1,0 +1,151 @@
+"""Times on the real engine: 20 ms added in one place show in that place and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+from real_vllm import HERE, read
+
+from sched_profiler import BatchRecord
+
+pytestmark = pytest.mark.vllm
+
+ADDED_MS = 20.0
+# Two processes share two cores with whatever else runs there.
+NOISE_MS = 6.0
+
+
+def lower_quartile(values: list[float]) -> float:
+    """Return the value that a quarter of all are below."""
+    return statistics.quantiles(values, n=4)[0]
+
+
+@attrs.frozen
+class Timed:
+    """An engine that ran through phases: none, model, schedule, gap."""
+
+    records: dict[str, list[BatchRecord]]
+    worker_ms: list[float]
+
+    def typical(self, phase: str, value: Callable[[BatchRecord], float | None]) -> float:
+        """Return the lower quartile of a value over the decode steps of a phase.
+
+        Rather than the median: whatever else runs on the machine only ever makes steps longer.
+        """
+        decodes = [r for r in self.records[phase] if not r.num_prefill_reqs]
+        return lower_quartile([value(record) or 0.0 for record in decodes])
+
+    def added(self, phase: str) -> dict[str, float]:
+        """Return by how much each part of a step is longer in a phase than without a delay."""
+        return {
+            name: self.typical(phase, value) - self.typical("none", value)
+            for name, value in {
+                "schedule": lambda r: r.schedule_duration_ms,
+                "model_run": lambda r: r.model_run_duration_ms,
+                "update": lambda r: r.update_duration_ms,
+                "idle": lambda r: r.idle_duration_ms,
+            }.items()
+        }
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def timed(
+    request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Timed:
+    """Run the phases in a synchronous and in an asynchronously scheduling engine."""
+    folder = tmp_path_factory.mktemp("timed")
+    log = folder / "log.jsonl"
+    environ = {
+        "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
+        "VLLM_SCHEDULER_PROFILING_LOG": str(log),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "SCHED_PROFILER_STRICT": "1",
+        "SLOW_MODEL": str(folder / "slow"),
+        "PYTHONPATH": str(HERE),
+        # One thread: two of them would wait for each other whenever the machine is busy.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "timing.py"), str(model), request.param],
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    phases = json.loads(next(x for x in done.stdout.splitlines() if x.startswith('{"none"')))
+    (records,) = read(log)
+    # The worker's clock is the monotonic one: what it noted last belongs to the last phase.
+    noted = [
+        [float(moment) for moment in line.split()]
+        for line in (folder / "slow.times").read_text().splitlines()
+    ]
+    return Timed(
+        {
+            phase: [r for r in records if began <= r.timestamp <= ended]
+            for phase, (began, ended) in phases.items()
+        },
+        [1000 * (ended - began) for began, ended in noted],
+    )
+
+
+def test_a_slower_model_is_model_time_only(timed: Timed) -> None:
+    """20 ms of sleep in the worker."""
+    added = timed.added("model")
+    assert added["model_run"] == pytest.approx(ADDED_MS, abs=NOISE_MS)
+    assert abs(added["schedule"]) < 2
+    assert abs(added["update"]) < 2
+    assert added["idle"] < 2
+
+
+def test_a_slower_scheduler_is_schedule_time_and_the_idle_time_it_causes(timed: Timed) -> None:
+    """20 ms of sleep in schedule(): none of it passes for model time.
+
+    Also where the engine schedules while the model runs, and takes the result of the batch before
+    only after that.
+    """
+    added = timed.added("schedule")
+    assert added["schedule"] == pytest.approx(ADDED_MS, abs=2)
+    assert added["model_run"] < NOISE_MS
+    assert abs(added["update"]) < 2
+    # The model waits for the part of it during which it had nothing else to do.
+    assert ADDED_MS + NOISE_MS > added["idle"] > ADDED_MS / 4
+
+
+def test_time_between_steps_is_idle_time_only(timed: Timed) -> None:
+    """20 ms of sleep between two steps of the engine."""
+    added = timed.added("gap")
+    assert ADDED_MS + NOISE_MS > added["idle"] > ADDED_MS / 4
+    assert added["model_run"] < NOISE_MS
+    assert abs(added["schedule"]) < 2
+    assert abs(added["update"]) < 2
+
+
+def test_parts_add_up_to_the_wall_time_in_every_phase(timed: Timed) -> None:
+    """Σ(model_run + idle) within 1% of last result - first schedule()."""
+    for records in timed.records.values():
+        first, last = records[0], records[-1]
+        wall = (last.timestamp - first.timestamp) * 1000 + (last.total_step_duration_ms or 0)
+        parts = sum((r.model_run_duration_ms or 0) + (r.idle_duration_ms or 0) for r in records)
+        # Of the first batch, only its own scheduling belongs to the phase.
+        parts += first.schedule_duration_ms + (first.queue_duration_ms or 0)
+        parts -= first.idle_duration_ms or 0
+        assert parts == pytest.approx(wall, rel=0.01)
+
+
+def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> None:
+    """Compared in the phases with a delay, where nothing queues for long."""
+    gap = timed.typical("gap", lambda r: r.model_run_duration_ms)
+    in_worker = lower_quartile(timed.worker_ms[-35:])
+    assert -0.5 < gap - in_worker < NOISE_MS

@@ -1,0 +1,76 @@
+"""Runs an engine through phases in each of which 20 ms are added in another place.
+
+A script for a process of its own: `python timing.py MODEL_DIR sync|async|pipeline`. The last line
+of its output is JSON: the Unix times between which each phase ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import offline
+from vllm.platforms.cpu import CpuPlatform
+
+
+def keep_async_scheduling() -> None:
+    """Put back what vLLM's CPU platform switches off as it makes the configuration."""
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_keep(cls: Any, config: Any) -> None:
+        asked_for = config.scheduler_config.async_scheduling
+        check(cls, config)
+        config.scheduler_config.async_scheduling = asked_for
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_keep)
+
+
+def main(model: str, mode: str) -> None:
+    """Run all phases."""
+    options: dict[str, Any] = {"worker_cls": "slow_worker.SlowWorker"}
+    if mode == "async":
+        keep_async_scheduling()
+        options |= {"async_scheduling": True, "distributed_executor_backend": "mp"}
+    elif mode == "pipeline":
+        # The profiling run that this brings makes the buffers between the stages.
+        options |= {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+        options |= {"kv_cache_memory_bytes": None}
+    llm = offline.engine(model, **options)
+    core = llm.llm_engine.engine_core.engine_core
+    slow_model = Path(os.environ["SLOW_MODEL"])
+    step, delays = core.step_fn, {"schedule": 0.0, "gap": 0.0}
+    # Inside of what the profiler measures: the scheduler's own method, found by its class.
+    inner = type(core.scheduler)._update_after_schedule
+
+    def update_after_schedule(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(delays["schedule"])
+        return inner(core.scheduler, *args, **kwargs)
+
+    def step_after_a_gap() -> Any:
+        time.sleep(delays["gap"])
+        return step()
+
+    core.scheduler._update_after_schedule = update_after_schedule
+    core.step_fn = step_after_a_gap
+    phases = {}
+    prompts = offline.prompts([20, 21, 22, 23])
+    offline.generate(llm, prompts, 10)
+    for phase in ("none", "model", "schedule", "gap"):
+        if phase == "model":
+            slow_model.touch()
+        elif phase != "none":
+            delays[phase] = 0.02
+        began = time.time()
+        offline.generate(llm, prompts, 40)
+        phases[phase] = began, time.time()
+        slow_model.unlink(missing_ok=True)
+        delays.update(schedule=0.0, gap=0.0)
+    sys.stdout.write(f"\n{json.dumps(phases)}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
