@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from sched_profiler.errors import RecordError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,23 +51,29 @@ class Boundary:
         """Note a success: the failures before it are no longer in a row with those after it."""
         self._num_in_a_row = 0
 
-    def failed(self, error: Exception) -> None:
-        """Take a failure: log the first with its traceback, switch off after too many in a row."""
+    def failed(self, error: Exception) -> bool:
+        """Take a failure: log the first with its traceback, switch off after too many in a row.
+
+        Tells whether it was this one that switched the part off.
+        """
         if self._strict:
             raise error
         self.num_failures += 1
-        self._num_in_a_row += 1
+        # A malformed record says nothing about the part that was to take it.
+        self._num_in_a_row += not isinstance(error, RecordError)
         if self.num_failures == 1:
             logger.error(
                 "%s failed; serving goes on, and further failures are only counted",
                 self.part,
                 exc_info=error,
             )
-        if self._limit is not None and self._num_in_a_row >= self._limit and self.is_open:
-            self.is_open = False
-            logger.error(
-                "%s failed %d times in a row and is switched off (last: %s)",
-                self.part,
-                self._num_in_a_row,
-                error,
-            )
+        if not self.is_open or self._limit is None or self._num_in_a_row < self._limit:
+            return False
+        self.is_open = False
+        logger.error(
+            "%s failed %d times in a row and is switched off (last: %s)",
+            self.part,
+            self._num_in_a_row,
+            error,
+        )
+        return True

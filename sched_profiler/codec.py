@@ -34,14 +34,30 @@ def encode(record: BatchRecord) -> bytes:
     A float always carries a decimal point, so that text tools can tell 10 ms from 100 ms.
 
     Raises:
-        RecordError: if a number is not finite: JSON has no such number.
+        RecordError: if a number is not finite, for which JSON has no word, or a value is of a type
+            that JSON does not have.
     """
+    fields = _to_dict(record)
     for name in _FLOATS:
-        value = getattr(record, name)
+        value = fields.get(name)
+        if value is None:
+            continue
+        if type(value) is not float:
+            value = fields[name] = _as_float(name, value)
         # NaN - NaN and inf - inf are not 0; this is the cheapest test of both.
-        if value is not None and value - value != 0:
+        if value - value != 0:
             raise RecordError(f"{name} is {value}; a log holds finite numbers only")
-    return orjson.dumps(_to_dict(record), option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:
+        raise RecordError(f"a value cannot be written as JSON ({error})") from None
+
+
+def _as_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecordError(f"{name} is {_short(value)}; expected a number") from None
 
 
 def decode(line: bytes | str) -> BatchRecord:

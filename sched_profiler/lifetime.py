@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["at_process_end"]
+__all__ = ["at_process_end", "hook_signals"]
+
+logger = logging.getLogger("sched_profiler")
 
 
 class _LastActions(NamedTuple):
@@ -34,7 +37,8 @@ def at_process_end(
     Covered are interpreter exit, the exit of a multiprocessing child (which skips `atexit`), and
     SIGTERM. Where nobody handles SIGTERM the process still dies of it, only a moment later. Where
     somebody handles SIGTERM or SIGINT, how the process goes on is theirs to decide, and often
-    someone else's to cut short: then `hurry` is called before their handler. SIGKILL runs nothing.
+    someone else's to cut short: then `hurry` is called right after their handler, and must not
+    wait: the process has other things to do now. SIGKILL runs nothing.
     """
     _hook_process_end()
     actions = _LastActions(close, hurry)
@@ -54,13 +58,20 @@ def _close_all() -> None:
 
 def _hook_process_end() -> None:
     global _hooked_in  # noqa: PLW0603 - hooks are set once in a process, and a fork is another one
-    if _hooked_in == os.getpid():
-        return
-    _hooked_in = os.getpid()
-    atexit.register(_close_all)
-    # Any priority will do: it makes multiprocessing run this before it leaves through os._exit.
-    Finalize(None, _close_all, exitpriority=0)
-    # Only the main thread may set a handler.
+    if _hooked_in != os.getpid():
+        _hooked_in = os.getpid()
+        atexit.register(_close_all)
+        # Any priority will do: it makes multiprocessing run this before it leaves by os._exit.
+        Finalize(None, _close_all, exitpriority=0)
+    hook_signals()
+
+
+def hook_signals() -> None:
+    """See to it that SIGTERM and SIGINT are noticed, as far as this thread may decide that.
+
+    Only the main thread may. Somebody may have set a handler since the last call: then theirs is
+    called by ours again.
+    """
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGTERM, signal.SIGINT):
             _hook_signal(signum)
@@ -71,14 +82,29 @@ def _hook_signal(signum: signal.Signals) -> None:
     if previous is signal.SIG_DFL and signum == signal.SIGTERM:
         signal.signal(signum, _close_and_die)
     # Python's own handler of SIGINT raises KeyboardInterrupt: that ends in an interpreter exit.
-    elif callable(previous) and previous is not signal.default_int_handler:
+    elif (
+        callable(previous)
+        and previous not in (signal.default_int_handler, _close_and_die)
+        and not isinstance(previous, _HurryAfter)
+    ):
+        signal.signal(signum, _HurryAfter(previous))
 
-        def hurry_first(number: int, frame: FrameType | None) -> None:
+
+class _HurryAfter:
+    """Calls somebody's handler, and then sees to it that what was finished is written at once."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self._handler = handler
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(signum, frame)
+        finally:
             for actions in _registered.copy():
-                actions.hurry()
-            previous(number, frame)
-
-        signal.signal(signum, hurry_first)
+                try:
+                    actions.hurry()
+                except Exception:
+                    logger.exception("writing batch records at a signal failed")
 
 
 def _close_and_die(signum: int, _frame: FrameType | None) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from sched_profiler.boundary import Boundary
 from sched_profiler.clock import SYSTEM_CLOCK, Clock
-from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics
+from sched_profiler.lifetime import hook_signals
+from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics, converted
 from sched_profiler.writer import BackgroundWriter, DirectWriter, Writer
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ class BatchProfiler:
             token_budget: most tokens that the scheduler may put into one batch.
             background: write on a thread of its own; off, records are written by the call that
                 ends the batch, which tests like and engines do not.
-            ends_at_signal: SIGTERM and SIGINT are handled, and their handler ends the engine at
-                once: close then. Otherwise what is there is written, and the engine may go on.
+            ends_at_signal: somebody handles SIGTERM and SIGINT, and ends the engine at once: write
+                all there is, batches in flight too, and let the sink say its last word. Otherwise
+                what is finished is written, and the engine may go on.
             contents_of: turns what the engine's thread left in a measurement, when the batch was
                 scheduled and when it ended, into record fields, on the writer's thread; by default
                 both are already dicts of record fields.
@@ -129,12 +131,14 @@ class BatchProfiler:
         self._check_records = contents_of is None
         self.writer: Writer
         if background:
+            # The thread of the engine may be one that cannot do this later.
+            hook_signals()
             self.writer = BackgroundWriter(
                 sink,
                 self._record_of,
                 strict=strict,
                 at_end=self.close,
-                at_signal=self.close if ends_at_signal else None,
+                at_signal=self._end_at_signal if ends_at_signal else None,
             )
         else:
             self.writer = DirectWriter(sink, self._record_of, strict=strict)
@@ -182,11 +186,21 @@ class BatchProfiler:
         Batches without a result are recorded with a null `model_run_duration_ms`: the one that
         brought an engine down is the one to look at.
         """
+        self._give_up()
+        return self.writer.close(timeout)
+
+    def _give_up(self) -> None:
+        """Record the batches in flight as without a result."""
         for batch in list(self.in_flight):
             batch.finished(model_ran=False)
         if self.before_close is not None:
             self.before_close()
-        return self.writer.close(timeout)
+
+    def _end_at_signal(self) -> None:
+        """Do in a signal handler what `close` does, without waiting for it."""
+        self._give_up()
+        if isinstance(self.writer, BackgroundWriter):
+            self.writer.hurry(close_sink=True)
 
     def __enter__(self) -> Self:
         """Return the profiler; leaving the block closes it."""
@@ -199,6 +213,8 @@ class BatchProfiler:
     def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
         epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
         fields = self._contents_of(measurement[0][-1], measurement[-1])
+        if self._check_records:
+            fields = converted(fields)
         fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
         record = BatchRecord(
             **_timing(measurement, epoch_ns),

@@ -8,6 +8,7 @@ record and in this order in the file; the optional ones are left out where they 
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,7 +18,7 @@ from sched_profiler.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SCHEMA_VERSION", "BatchRecord", "chunk_statistics"]
+__all__ = ["SCHEMA_VERSION", "BatchRecord", "chunk_statistics", "converted"]
 
 SCHEMA_VERSION = 1
 """Version of the record layout that this package writes."""
@@ -207,6 +208,7 @@ class BatchRecord:
 
 
 attrs.resolve_types(BatchRecord)
+_TYPES: dict[str, Any] = {field.name: field.type for field in attrs.fields(BatchRecord)}
 
 
 def _check_range(field: attrs.Attribute[Any], value: Any) -> None:
@@ -220,6 +222,40 @@ def _check_range(field: attrs.Attribute[Any], value: Any) -> None:
             raise RecordError(f"{field.name} is {number}; expected at least {low}")
         if high is not None and number > high:
             raise RecordError(f"{field.name} is {number}; expected at most {high}")
+
+
+def converted(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return record fields with their numbers as Python's own; others may come from NumPy.
+
+    Raises:
+        RecordError: if a field is unknown, or a value is not of the type of its field.
+    """
+    return {name: _converted(name, value) for name, value in fields.items()}
+
+
+def _converted(name: str, value: Any) -> Any:
+    kind = _TYPES.get(name)
+    if kind is None:
+        raise RecordError(f"there is no record field {name}")
+    if value is None:
+        return None
+    try:
+        if kind in (int, int | None):
+            return _as_int(value)
+        if kind in (float, float | None):
+            # A text is no number, even if it reads like one.
+            return float(value + 0)
+        return [_as_int(item) if kind == list[int] else str(item) for item in value]
+    except TypeError:
+        expected = getattr(kind, "__name__", kind) if kind in (int, float) else kind
+        raise RecordError(f"{name} is {value!r:.60}; expected {expected}") from None
+
+
+def _as_int(value: Any) -> int:
+    """Return any kind of whole number as an int; a truth value is none."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return operator.index(value)
 
 
 def chunk_statistics(chunks: Sequence[int]) -> tuple[float | None, int | None, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,7 +31,7 @@ class Writer(Protocol):
 
     @property
     def num_dropped(self) -> int:
-        """Measurements given up since the start: the queue was full, or no record could be made."""
+        """Batches without a record: the queue was full, none could be made, or the sink failed."""
         ...
 
     def put(self, measurement: Any) -> None:
@@ -47,7 +48,11 @@ class Writer(Protocol):
 
 
 class _RecordMaker:
-    """Makes a record of a measurement and gives it to the sink; failures stay inside."""
+    """Makes a record of a measurement and gives it to the sink; failures stay inside.
+
+    Attributes:
+        num_lost: measurements of which no record reached the sink.
+    """
 
     def __init__(
         self, sink: Sink, to_record: Callable[[Any, int], BatchRecord], *, strict: bool
@@ -57,22 +62,40 @@ class _RecordMaker:
         self._sink_boundary = Boundary(f"sink {sink!r}", strict=strict)
         # One malformed measurement says nothing about the next: this one is never switched off.
         self._record_boundary = Boundary("making a batch record", limit=None, strict=strict)
-        self.num_malformed = 0
+        self._num_unflushed = 0
+        self.num_lost = 0
 
     def write(self, measurement: Any, num_overflowed: int = 0) -> None:
         try:
-            record = self._to_record(measurement, self.num_malformed + num_overflowed)
+            record = self._to_record(measurement, self.num_lost + num_overflowed)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
-            self.num_malformed += 1
+            self.num_lost += 1
             self._record_boundary.failed(error)
             return
-        self._sink_boundary.guard(self._sink.write, record)
+        if self._sink_boundary.guard(self._sink.write, record):
+            self._num_unflushed += 1
+        else:
+            self.num_lost += 1
+            self._count_unflushed()
 
-    def flush(self) -> None:
-        self._sink_boundary.guard(self._sink.flush)
+    def flush(self) -> bool:
+        return self._bring_home(self._sink.flush)
 
-    def close(self) -> None:
-        self._sink_boundary.guard(self._sink.close)
+    def close(self) -> bool:
+        return self._bring_home(self._sink.close)
+
+    def _bring_home(self, call: Callable[[], None]) -> bool:
+        if self._sink_boundary.guard(call):
+            self._num_unflushed = 0
+            return True
+        self._count_unflushed()
+        return False
+
+    def _count_unflushed(self) -> None:
+        """Count what a sink that is now switched off took and never brought home."""
+        if not self._sink_boundary.is_open:
+            self.num_lost += self._num_unflushed
+            self._num_unflushed = 0
 
 
 class DirectWriter:
@@ -91,24 +114,23 @@ class DirectWriter:
 
     @property
     def num_dropped(self) -> int:
-        """Measurements of which no record could be made."""
-        return self._maker.num_malformed
+        """Batches of which no record reached the sink."""
+        return self._maker.num_lost
 
     def put(self, measurement: Any) -> None:
         """Write a record at once."""
         self._maker.write(measurement)
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing to wait for
-        """Flush the sink."""
-        self._maker.flush()
-        return True
+        """Flush the sink; tell whether that went well."""
+        return self._maker.flush()
 
     def close(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing to wait for
-        """Close the sink; once."""
-        if not self._closed:
-            self._closed = True
-            self._maker.close()
-        return True
+        """Close the sink, once; tell whether that went well."""
+        if self._closed:
+            return True
+        self._closed = True
+        return self._maker.close()
 
 
 class BackgroundWriter:
@@ -142,58 +164,61 @@ class BackgroundWriter:
         self._at_end = at_end or self.close
         self._at_signal = at_signal or self.hurry
         self._num_overflowed = 0
-        self._overflow_lock = threading.Lock()
-        self._flushes: deque[threading.Event] = deque()
-        self._wake = threading.Event()
+        # Reentrant: a signal handler may close the profiler while its thread is in here.
+        self._overflow_lock = threading.RLock()
+        # A simple queue is what a signal handler may use; the lock of an event it may not.
+        self._wake: queue.SimpleQueue[_Flush | None] = queue.SimpleQueue()
         self._closing = False
+        self._close_sink_soon = False
         self._poll_s = _BUSY_POLL_S
         self._thread: threading.Thread | None = None
         self._forget_exit: Callable[[], None] | None = None
 
     @property
     def num_dropped(self) -> int:
-        """Measurements given up since the start."""
-        return self._num_overflowed + self._maker.num_malformed
+        """Batches without a record: the queue was full, none could be made, or the sink failed."""
+        return self._num_overflowed + self._maker.num_lost
 
     def put(self, measurement: Any) -> None:
         """Queue a measurement, or drop and count it when the queue is full; never waits."""
         if self._thread is None:
             self._start()
-        if len(self._queue) >= self._capacity:
-            # Several engine threads may end up here; a lost count would be a loss unseen.
-            with self._overflow_lock:
-                self._num_overflowed += 1
+        if len(self._queue) >= self._capacity or self._closing:
+            self._overflow()
             return
         self._queue.append(measurement)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was put is written; tell whether that was so in `timeout` s."""
+        """Write all that was put; tell whether that went well within `timeout` seconds."""
         if self._thread is None or not self._thread.is_alive():
             return not self._queue
-        done = threading.Event()
-        self._flushes.append(done)
-        self._wake.set()
-        return done.wait(timeout)
+        flush = _Flush()
+        self._wake.put(flush)
+        return flush.done.wait(timeout) and flush.succeeded
 
-    def hurry(self) -> None:
-        """Write what is there now, and from now on without delay: the end may come at any time."""
+    def hurry(self, *, close_sink: bool = False) -> None:
+        """Write what is there at once, and from now on without delay; does not wait for it.
+
+        For a process that may end at any time. With `close_sink` the sink is closed as well, so
+        that it can say its last word; what comes after that is written all the same.
+        """
         self._poll_s = _HURRIED_POLL_S
-        self.flush(timeout=1.0)
+        self._close_sink_soon = close_sink
+        self._wake.put(None)
 
     def close(self, timeout: float | None = 10.0) -> bool:
-        """Write what is left, close the sink and end the thread; tell whether it was in time.
+        """Write what is left, close the sink and end the thread; tell whether that went well.
 
         A sink that blocks for ever is left behind after `timeout` seconds: the process may end.
         """
         if self._closing:
-            return not self._queue
+            return self.num_dropped == 0 and not self._queue
         self._closing = True
         if self._forget_exit is not None:
             self._forget_exit()
         if self._thread is None:
-            self._maker.close()
-            return True
-        self._wake.set()
+            return self._maker.close()
+        self._wake.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
             logger.error(
@@ -202,7 +227,21 @@ class BackgroundWriter:
                 len(self._queue),
             )
             return False
-        return True
+        if self.num_dropped:
+            logger.warning("%d batches have no record", self.num_dropped)
+        return self.num_dropped == 0
+
+    def _overflow(self) -> None:
+        # Several engine threads may end up here; a lost count would be a loss unseen.
+        with self._overflow_lock:
+            self._num_overflowed += 1
+            first = self._num_overflowed == 1
+        if first and not self._closing:
+            logger.warning(
+                "the sink does not keep up: %d batches wait to be written, and newer ones are"
+                " dropped and counted",
+                self._capacity,
+            )
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sched-profiler", daemon=True)
@@ -211,25 +250,44 @@ class BackgroundWriter:
 
     def _run(self) -> None:
         poll = self._poll_s
+        flushes: list[_Flush] = []
         while True:
             # Read before draining: what was put before close() or flush() is then drained too.
             closing = self._closing
-            flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-            if self._drain() or flushes:
-                self._maker.flush()
-                poll = self._poll_s
-            else:
-                poll = min(2 * poll, _IDLE_POLL_S)
-            for done in flushes:
-                done.set()
+            written = self._drain()
+            succeeded = self._maker.flush() if written or flushes else True
+            for flush in flushes:
+                flush.succeeded = succeeded
+                flush.done.set()
+            if self._close_sink_soon:
+                self._close_sink_soon = False
+                self._maker.close()
             if closing:
                 self._maker.close()
                 return
-            self._wake.wait(poll)
-            self._wake.clear()
+            poll = self._poll_s if written else min(2 * poll, _IDLE_POLL_S)
+            flushes = self._wait(poll)
+
+    def _wait(self, seconds: float) -> list[_Flush]:
+        """Wait for a wake-up, at most so long; return the flushes that were asked for."""
+        try:
+            asked = [self._wake.get(timeout=seconds)]
+            while not self._wake.empty():
+                asked.append(self._wake.get())
+        except queue.Empty:
+            return []
+        return [flush for flush in asked if flush is not None]
 
     def _drain(self) -> int:
         count = len(self._queue)
         for _ in range(count):
             self._maker.write(self._queue.popleft(), self._num_overflowed)
         return count
+
+
+class _Flush:
+    """Somebody waits until all that was put is written."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.succeeded = False

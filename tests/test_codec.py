@@ -59,6 +59,20 @@ def test_the_grep_of_the_docs_finds_batches_of_10_to_99_ms(record: BatchRecord) 
     assert slow == {0.5: False, 9.999: False, 10.0: True, 42.0: True, 99.999: True, 100.0: False}
 
 
+def test_a_duration_that_is_a_whole_number_carries_a_decimal_point_too(record: BatchRecord) -> None:
+    """Types are not enforced at run time; the promise of the line is."""
+    line = encode(attrs.evolve(record, schedule_duration_ms=42, timestamp=7))
+    assert b'"schedule_duration_ms":42.0,' in line
+    assert b'"timestamp":7.0,' in line
+
+
+def test_what_json_cannot_say_is_a_record_error(record: BatchRecord) -> None:
+    """And no other: a sink can tell it from a failure of its own."""
+    for change in ({"batch_id": 1j}, {"kv_cache_usage": "half"}):
+        with pytest.raises(RecordError):
+            encode(attrs.evolve(record, **change))
+
+
 def test_the_17_fields_come_first_and_in_order(record: BatchRecord) -> None:
     """Their names and their order never change."""
     assert list(json.loads(encode(attrs.evolve(record, run_id="a", num_dropped_records=0)))) == [

@@ -11,11 +11,11 @@ import pytest
 
 # 300 batches, the last one still in flight, and no call of close().
 ENGINE = """
-import sys, multiprocessing, os, signal, time
+import sys, multiprocessing, os, signal, threading, time
 from sched_profiler import BatchProfiler, JsonlSink
 
-def serve(path, **options):
-    profiler = BatchProfiler(JsonlSink(path), **options)
+def serve(log, **options):
+    profiler = BatchProfiler(JsonlSink(log), **options) if isinstance(log, str) else log
     for number in range(300):
         batch = profiler.begin()
         batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1], num_waiting_reqs=0,
@@ -26,6 +26,10 @@ def serve(path, **options):
 if __name__ == "__main__":
     {end}
 """
+
+
+# As under vllm serve, which needs some 10 ms to find the processes that it is about to kill.
+KILLED_SOON = "lambda *_: threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGKILL)).start()"
 
 
 def run(end: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -85,8 +89,8 @@ def test_a_handler_of_sigterm_that_is_there_still_decides(tmp_path: Path) -> Non
 def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path: Path) -> None:
     """vLLM's server kills its engine core in the moment in which it asks it to end."""
     done = run(
-        "signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL));"
-        " serve(sys.argv[1]); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        f"signal.signal(signal.SIGTERM, {KILLED_SOON}); serve(sys.argv[1]);"
+        " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
         tmp_path,
     )
     assert done.returncode == -signal.SIGKILL
@@ -97,7 +101,7 @@ def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path
 def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_path: Path) -> None:
     """The batch in flight is in the log as well, and a second signal finds nothing to do."""
     done = run(
-        f"signal.signal(signal.{signal_name}, lambda *_: os.kill(os.getpid(), signal.SIGKILL));"
+        f"signal.signal(signal.{signal_name}, {KILLED_SOON});"
         f" serve(sys.argv[1], ends_at_signal=True); os.kill(os.getpid(), signal.{signal_name});"
         " time.sleep(9)",
         tmp_path,
@@ -106,6 +110,45 @@ def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_p
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert len(lines) == 300
     assert '"model_run_duration_ms":null' in lines[-1]
+
+
+def test_an_engine_on_a_thread_of_its_own_loses_nothing_at_sigterm(tmp_path: Path) -> None:
+    """Its thread cannot hook signals; the thread that made the profiler could."""
+    done = run(
+        "p = BatchProfiler(JsonlSink(sys.argv[1]));"
+        " t = threading.Thread(target=serve, args=(p,)); t.start(); t.join();"
+        " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
+def test_an_engine_that_goes_on_after_a_signal_goes_on_being_profiled(tmp_path: Path) -> None:
+    """A handler of somebody's that does not end the process is no end of the profile."""
+    done = run(
+        "signal.signal(signal.SIGTERM, lambda *_: None);"
+        " p = BatchProfiler(JsonlSink(sys.argv[1])); serve(p);"
+        " os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.05); serve(p)",
+        tmp_path,
+    )
+    assert done.returncode == 0
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 600
+
+
+def test_a_failure_of_ours_in_a_signal_handler_stays_ours(tmp_path: Path) -> None:
+    """Their handler runs, and the engine does not see our exception."""
+    done = run(
+        "signal.signal(signal.SIGTERM, lambda *_: print('theirs', flush=True));"
+        " p = BatchProfiler(JsonlSink(sys.argv[1]), ends_at_signal=True);"
+        " p.before_close = lambda: 1 / 0; serve(p); os.kill(os.getpid(), signal.SIGTERM);"
+        " p.before_close = None; print('goes on')",
+        tmp_path,
+    )
+    assert done.returncode == 0
+    assert done.stdout.split("\n")[:2] == ["theirs", "goes on"]
+    assert "ZeroDivisionError" in done.stderr
 
 
 def test_sigterm_that_is_ignored_stays_ignored(tmp_path: Path) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import custom_engine
+import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sched_profiler import Batch, BatchProfiler, BatchRecord, MemorySink
+from sched_profiler import Batch, BatchProfiler, BatchRecord, MemorySink, encode, schema
 from sched_profiler.testing import FakeClock
 
+VALIDATOR = jsonschema.Draft202012Validator(schema())
 NOTHING_WAITS = {"num_waiting_reqs": 0, "num_running_reqs": 1, "kv_cache_usage": 0.5}
 
 
@@ -322,11 +326,97 @@ def test_the_example_runs_as_documented(tmp_path: Path) -> None:
 
 
 def test_batches_are_numbered_without_a_gap_across_threads() -> None:
-    """Identifiers are given out one by one, whoever asks."""
+    """Identifiers are given out one by one, whoever asks, and no record is lost."""
     sink = MemorySink()
     with BatchProfiler(sink, strict=True) as profiler:
-        for _ in range(500):
-            batch = profiler.begin()
-            batch.scheduled(prefill_chunk_sizes=[1], decode_chunk_sizes=[], **NOTHING_WAITS)
-            batch.finished()
-    assert [r.batch_id for r in sink.records] == list(itertools.islice(itertools.count(), 500))
+
+        def serve() -> None:
+            for _ in range(500):
+                batch = profiler.begin()
+                batch.scheduled(prefill_chunk_sizes=[1], decode_chunk_sizes=[], **NOTHING_WAITS)
+                batch.finished()
+
+        threads = [threading.Thread(target=serve) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(r.batch_id for r in sink.records) == list(range(2000))
+
+
+@given(
+    prefill=st.lists(st.integers(1, 10**5), max_size=30),
+    decode=st.lists(st.integers(1, 8), max_size=30),
+    queues=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+    usage=st.floats(0, 1),
+)
+def test_whatever_an_engine_reports_becomes_a_consistent_and_valid_record(
+    prefill: list[int], decode: list[int], queues: tuple[int, int], usage: float
+) -> None:
+    """Counts, sums and statistics follow from the chunk lists; the line fits the schema."""
+    bench = Bench()
+    batch = bench.profiler.begin()
+    batch.scheduled(
+        prefill_chunk_sizes=prefill,
+        decode_chunk_sizes=decode,
+        num_waiting_reqs=queues[0],
+        num_running_reqs=queues[1],
+        kv_cache_usage=usage,
+    )
+    batch.finished()
+    if not prefill and not decode:
+        assert bench.records == []
+        return
+    (record,) = bench.records
+    assert (record.num_prefill_reqs, record.num_decode_reqs) == (len(prefill), len(decode))
+    assert record.total_scheduled_tokens == sum(prefill) + sum(decode)
+    if prefill:
+        ascending = sorted(prefill)
+        assert record.min_prefill_chunk_size == ascending[0]
+        assert record.max_prefill_chunk_size == ascending[-1]
+        assert record.avg_prefill_chunk_size is not None
+        assert min(prefill) <= record.avg_prefill_chunk_size <= max(prefill)
+    else:
+        statistics = ("avg", "max", "min")
+        assert [getattr(record, f"{s}_prefill_chunk_size") for s in statistics] == [None] * 3
+    assert (record.avg_decode_chunk_size is None) == (not decode)
+    VALIDATOR.validate(json.loads(encode(record)))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """An engine that counts with NumPy gets the same record."""
+    bench = Bench()
+    batch = bench.profiler.begin()
+    batch.scheduled(
+        prefill_chunk_sizes=[np.int64(5)],
+        decode_chunk_sizes=list(np.ones(2, dtype=np.int32)),
+        num_waiting_reqs=np.uint8(3),
+        num_running_reqs=3,
+        kv_cache_usage=np.float32(0.5),
+    )
+    batch.finished()
+    (record,) = bench.records
+    assert json.loads(encode(record))["decode_chunk_sizes"] == [1, 1]
+    assert type(record.num_waiting_reqs) is int
+    assert record.kv_cache_usage == 0.5
+
+
+@pytest.mark.parametrize("value", ["3", 2.5, True, [1]])
+def test_a_count_that_is_no_whole_number_is_refused(
+    value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The analysis would refuse it; the log names the field and the value, the engine goes on."""
+    sink = MemorySink()
+    profiler = BatchProfiler(sink, background=False)
+    batch = profiler.begin()
+    batch.scheduled(
+        prefill_chunk_sizes=[1],
+        decode_chunk_sizes=[],
+        num_waiting_reqs=value,
+        num_running_reqs=1,
+        kv_cache_usage=0.0,
+    )
+    batch.finished()
+    assert sink.records == []
+    assert profiler.num_dropped_records == 1
+    assert f"num_waiting_reqs is {value!r}; expected int" in caplog.text

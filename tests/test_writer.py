@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sched_profiler import BatchRecord, MemorySink
+from sched_profiler import BatchRecord, JsonlSink, MemorySink
 from sched_profiler.writer import BackgroundWriter, DirectWriter
 
 
@@ -89,7 +90,7 @@ def test_records_come_soon_without_a_flush() -> None:
     writer.close()
 
 
-def test_a_full_queue_drops_the_newest_and_counts_it() -> None:
+def test_a_full_queue_drops_the_newest_and_counts_it(caplog: pytest.LogCaptureFixture) -> None:
     """The count stands in the next record; `put` returned at once all the time."""
     sink = GatedSink()
     writer = BackgroundWriter(sink, keep, capacity=10)
@@ -98,10 +99,11 @@ def test_a_full_queue_drops_the_newest_and_counts_it() -> None:
     for number in range(25):
         writer.put(number)
     assert writer.num_dropped == 15
+    assert caplog.text.count("the sink does not keep up") == 1
     sink.gate.set()
     assert writer.flush(5)
     writer.put("last")
-    assert writer.close()
+    assert not writer.close(), "something was lost"
     assert [m for m, _ in sink.records] == ["first", *range(10), "last"]
     assert sink.records[-1] == ("last", 15)
 
@@ -146,8 +148,10 @@ def test_a_failing_sink_never_stops_the_engine(caplog: pytest.LogCaptureFixture)
     writer = BackgroundWriter(sink, keep)
     for number in range(4):
         writer.put(number)
-    assert writer.close()
+    assert not writer.close(), "something was lost"
     assert [m for m, _ in sink.records] == [2, 3]
+    assert sink.records[-1] == (3, 2), "the record says how many are missing"
+    assert "2 batches have no record" in caplog.text
     assert caplog.text.count("Traceback") == 1
     assert "No space left on device" in caplog.text
     assert "switched off" not in caplog.text
@@ -165,6 +169,51 @@ def test_a_sink_that_fails_three_times_in_a_row_is_switched_off(
     assert "failed 3 times in a row and is switched off" in caplog.text
 
 
+def test_what_a_sink_took_and_never_brought_home_is_counted(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, record: BatchRecord
+) -> None:
+    """Here the path of the log is a folder: nothing reaches it, and close says so."""
+    writer = DirectWriter(JsonlSink(tmp_path), lambda _measurement, _dropped: record)
+    for _ in range(10):
+        writer.put(None)
+    assert not writer.flush()
+    assert not writer.flush()
+    assert not writer.flush()
+    writer.put(None)
+    assert not writer.close()
+    assert writer.num_dropped == 11
+    assert "Is a directory" in caplog.text
+
+
+def test_a_batch_that_comes_after_the_close_is_counted() -> None:
+    """Nobody writes it any more."""
+    writer = BackgroundWriter(MemorySink(), keep)
+    writer.put(1)
+    assert writer.close()
+    writer.put(2)
+    assert writer.num_dropped == 1
+
+
+def test_a_sink_closed_in_a_hurry_takes_what_comes_after_it() -> None:
+    """It had its last word in time, should the process end now; it may also go on."""
+    closed: list[int] = []
+
+    class Closing(MemorySink):
+        def close(self) -> None:
+            closed.append(len(self.records))
+
+    sink = Closing()
+    writer = BackgroundWriter(sink, keep)
+    writer.put(1)
+    writer.hurry(close_sink=True)
+    deadline = time.monotonic() + 5
+    while not closed and time.monotonic() < deadline:
+        time.sleep(0.001)
+    writer.put(2)
+    assert writer.close()
+    assert closed == [1, 2]
+
+
 def test_a_record_that_cannot_be_made_is_counted() -> None:
     """It is lost, and every later record tells."""
     numbers = itertools.count()
@@ -178,7 +227,7 @@ def test_a_record_that_cannot_be_made_is_counted() -> None:
     writer = BackgroundWriter(sink, to_record)
     for name in "abc":
         writer.put(name)
-    assert writer.close()
+    assert not writer.close(), "something was lost"
     assert sink.records == [("a", 0), ("c", 1)]
     assert writer.num_dropped == 1
 

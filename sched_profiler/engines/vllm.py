@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,14 @@ def install() -> None:
     if choose is None:
         logger.error("scheduler profiling is off: this vLLM has no %s", "get_scheduler_cls")
         return
-    if hasattr(choose, "__wrapped__"):
+    if hasattr(choose, "sched_profiler"):
         return  # vLLM may load its plugins more than once
 
     @functools.wraps(choose)
     def get_scheduler_cls(*args: Any, **kwargs: Any) -> type:
         return profiled_class(choose(*args, **kwargs), settings)
 
+    get_scheduler_cls.sched_profiler = True  # type: ignore[attr-defined]  # a mark for us
     SchedulerConfig.get_scheduler_cls = get_scheduler_cls
     stamp_results()
     _declare_variables()
@@ -64,12 +66,6 @@ def profiled_class(base: type, settings: Settings) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._sched_profiler_close: Callable[[], object] | None = None
-            if missing := missing_names(self):
-                logger.error(
-                    "scheduler profiling is off: this vLLM lacks %s; upgrade sched-profiler",
-                    ", ".join(missing),
-                )
-                return
             try:
                 self._sched_profiler_close = _start(self, settings)
             except Exception:
@@ -89,19 +85,23 @@ def profiled_class(base: type, settings: Settings) -> type:
     return ProfiledScheduler
 
 
-def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
-    """Profile a scheduler as the settings ask; return what ends it."""
+def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
+    """Profile a scheduler as the settings ask; return what ends it, or None if it cannot be."""
     import vllm  # noqa: PLC0415 - vLLM is there when it makes a scheduler
 
+    if missing := missing_names(scheduler):
+        logger.error(
+            "scheduler profiling is off: this vLLM lacks %s; upgrade sched-profiler",
+            ", ".join(missing),
+        )
+        return None
     log = Path(settings.log).absolute()
     file = JsonlSink(log)
     profiler = BatchProfiler(
         TeeSink(file, _console(settings), strict=settings.strict) if settings.console else file,
         dp_rank=_dp_rank(scheduler.vllm_config.parallel_config),
         token_budget=scheduler.max_num_scheduled_tokens,
-        # Unless told to drain its requests first, vllm serve kills its engine core in the very
-        # moment in which it asks it to end: Scheduler.shutdown is then never called.
-        ends_at_signal=not getattr(scheduler.vllm_config, "shutdown_timeout", 0),
+        ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
         contents_of=contents_of(scheduler),
         strict=settings.strict,
     )
@@ -110,6 +110,16 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object]:
         logger.warning("%s", warning)
     logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
     return profiler.close
+
+
+def _is_killed_at_signal(config: Any) -> bool:
+    """Tell whether Scheduler.shutdown will not be called.
+
+    Unless told to drain its requests first, the API server kills its engine core in the very moment
+    in which it asks it to end.
+    """
+    in_process_of_its_own = multiprocessing.parent_process() is not None
+    return in_process_of_its_own and not getattr(config, "shutdown_timeout", 0)
 
 
 def _console(settings: Settings) -> ConsoleSink:

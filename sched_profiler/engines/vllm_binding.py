@@ -31,10 +31,12 @@ OF_CLASSES = {
     "vllm.v1.engine:EngineCoreOutput": ("new_token_ids",),
     "vllm.v1.outputs:ModelRunnerOutput": ("req_id_to_index", "sampled_token_ids"),
     "vllm.v1.request:Request": (
+        "drop_stale_output",
         "is_finished",
         "is_prefill_chunk",
         "num_computed_tokens",
         "num_output_tokens",
+        "num_stale_output_tokens",
         "num_tokens",
     ),
 }

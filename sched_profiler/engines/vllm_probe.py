@@ -95,9 +95,13 @@ class Probe:
         self._scheduler.update_from_output = self.update_from_output
 
     def detach(self) -> None:
-        """Give the scheduler its methods back: a probe that fails again and again is absent."""
-        del self._scheduler.schedule
-        del self._scheduler.update_from_output
+        """Give the scheduler its methods back: a probe that fails again and again is absent.
+
+        Somebody may have wrapped ours since; then they stay, and do nothing but pass calls on.
+        """
+        for name in ("schedule", "update_from_output"):
+            if vars(self._scheduler).get(name) == getattr(self, name):
+                delattr(self._scheduler, name)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule as before, and read what the next steps will change."""
@@ -185,8 +189,7 @@ class Probe:
             self._profiler.measured(self._pending.popleft()[1], None, (None, None))
 
     def _failed(self, error: Exception) -> None:
-        self._profiler.boundary.failed(error)
-        if not self._profiler.boundary.is_open:
+        if self._profiler.boundary.failed(error):
             self.detach()
 
     def _is_late(self, output: Any) -> bool:

@@ -27,28 +27,40 @@ class ConsoleSink:
     ) -> None:
         """Print.
 
+        Raises:
+            ValueError: if `every` is less than 1.
+
         Args:
             every: print every n-th batch only; the summary counts all of them.
             print_line: takes a line; by default it goes to standard error.
             colour: colour the phases; by default where standard error is a terminal.
         """
+        if every < 1:
+            raise ValueError(f"every is {every}; expected at least 1")
         self._every = every
+        self._lines: list[str] = []
+        self._num_summed_up = 0
         self._print_line = print_line or _to_stderr
         self._colour = sys.stderr.isatty() if colour is None else colour
         self._totals = _Totals()
 
     def write(self, record: BatchRecord) -> None:
-        """Count the record, and print it if it is the n-th."""
+        """Count the record, and keep its line for `flush` if it is the n-th."""
         if self._totals.num_batches % self._every == 0:
-            self._print_line(format_line(record, colour=self._colour))
+            self._lines.append(format_line(record, colour=self._colour))
         self._totals.add(record)
 
     def flush(self) -> None:
-        """Do nothing: lines are printed at once."""
+        """Print the lines: after the sinks before it in a tee have brought their records home."""
+        lines, self._lines = self._lines, []
+        for line in lines:
+            self._print_line(line)
 
     def close(self) -> None:
-        """Print the summary, if there was a batch."""
-        if self._totals.num_batches:
+        """Print the summary, if there was a batch since the last one."""
+        self.flush()
+        if self._totals.num_batches > self._num_summed_up:
+            self._num_summed_up = self._totals.num_batches
             self._print_line(self._totals.summary())
 
     def __repr__(self) -> str:

@@ -75,6 +75,38 @@ def test_a_summary_without_model_times_has_no_invented_ones(record: BatchRecord)
     assert "tokens/s" not in summary
 
 
+def test_lines_wait_for_the_flush(record: BatchRecord) -> None:
+    """The sinks before it in a tee bring their records home first: printing may block."""
+    lines: list[str] = []
+    sink = ConsoleSink(print_line=lines.append)
+    sink.write(record)
+    assert lines == []
+    sink.flush()
+    assert len(lines) == 1
+
+
+def test_a_second_close_sums_up_only_what_is_new(record: BatchRecord) -> None:
+    """A sink may be closed in a hurry and then go on."""
+    lines: list[str] = []
+    sink = ConsoleSink(print_line=lines.append, every=10)
+    sink.write(record)
+    sink.close()
+    sink.close()
+    assert len(lines) == 2
+    sink.write(record)
+    sink.close()
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        "scheduler profile: 1 batches",
+        "scheduler profile: 2 batches",
+    ]
+
+
+def test_every_zeroth_batch_is_an_error() -> None:
+    """It names the value and what was expected."""
+    with pytest.raises(ValueError, match="every is 0; expected at least 1"):
+        ConsoleSink(every=0)
+
+
 def test_without_a_batch_nothing_is_printed() -> None:
     """An engine that never served has no profile."""
     assert lines_of([]) == []
