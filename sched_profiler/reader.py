@@ -67,7 +67,7 @@ def read_blocks(log: LogPath, tally: Tally) -> Iterator[Block]:
     """Yield a log in blocks of whole lines, and count in `tally` what was read.
 
     A last line without a line feed is taken for a record if it is complete JSON, and counted as
-    half-written otherwise.
+    half-written otherwise; so is one in the middle to which a new run was appended.
 
     Raises:
         LogError: if the log does not exist or cannot be read.
@@ -128,17 +128,35 @@ def decode_block(
     Raises:
         LogError: naming log, line, value and remedy, if a line holds no record.
     """
-    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
+    lines = block.data.split(b"\n")
+    for index, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             converted = convert(decode(line))
         except RecordError as error:
+            if _was_cut_by_a_crash(line, lines[index + 1]):
+                tally.num_half_written_lines += 1
+                continue
             if not skip_invalid:
+                number = block.first_line + index
                 raise LogError(_broken_line(number, block.log, error)) from None
             tally.num_skipped_lines += 1
         else:
             yield converted
+
+
+def _was_cut_by_a_crash(line: bytes, following: bytes) -> bool:
+    """Tell whether a line was once the half-written last one, and a new run was appended to it.
+
+    A writer ends such a line before it begins its own, which start with batch 0.
+    """
+    if not line.startswith(b"{") or _is_json(line):
+        return False
+    try:
+        return decode(following).batch_id == 0
+    except RecordError:
+        return False
 
 
 def _broken_line(number: int, log: str, error: RecordError) -> str:

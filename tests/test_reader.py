@@ -199,3 +199,17 @@ def test_the_17_fields_of_the_original_feature_are_enough(tmp_path: Path) -> Non
     assert record.batch_id == 7
     assert record.model_run_duration_ms is None
     assert record.run_id is None
+
+
+def test_a_line_cut_by_a_crash_before_a_restart_is_tolerated_and_counted(tmp_path: Path) -> None:
+    """The next run ends it and goes on after it; an operator restarts, and analyses as ever."""
+    log = tmp_path / "log.jsonl"
+    whole = encode(batch(0, prefill=[5]))
+    log.write_bytes(whole + whole[:40] + b"\n" + whole)
+    tally = Tally()
+    assert len(list(read_records(log, tally=tally))) == 2
+    assert tally.num_half_written_lines == 1
+    # Anywhere else it is damage.
+    log.write_bytes(whole + whole[:40] + b"\n" + encode(batch(7, prefill=[5])))
+    with pytest.raises(LogError, match="line 2"):
+        list(read_records(log))

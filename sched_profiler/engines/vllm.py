@@ -65,18 +65,13 @@ def profiled_class(base: type, settings: Settings) -> type:
     class ProfiledScheduler(base):  # type: ignore[misc]  # known only at run time
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._sched_profiler_close: Callable[[], object] | None = None
             try:
-                self._sched_profiler_close = _start(self, settings)
+                if close := _start(self, settings):
+                    _close_at_shutdown(self, close)
             except Exception:
                 if settings.strict:
                     raise
                 logger.exception("scheduler profiling is off: it could not be attached")
-
-        def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-            if self._sched_profiler_close is not None:
-                self._sched_profiler_close()
-            return super().shutdown(*args, **kwargs)
 
     # In vLLM's log and error messages it is still the class that the user knows.
     ProfiledScheduler.__name__ = base.__name__
@@ -110,6 +105,17 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
         logger.warning("%s", warning)
     logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
     return profiler.close
+
+
+def _close_at_shutdown(scheduler: Any, close: Callable[[], object]) -> None:
+    # Like the probe, on the instance: a method of the class would hide that vLLM's own is missing.
+    shut_down = scheduler.shutdown
+
+    def shutdown(*args: Any, **kwargs: Any) -> Any:
+        close()
+        return shut_down(*args, **kwargs)
+
+    scheduler.shutdown = shutdown
 
 
 def _is_killed_at_signal(config: Any) -> bool:
@@ -166,7 +172,9 @@ def _declare_variables() -> None:
         from vllm.platforms.interface import Platform  # noqa: PLC0415
 
         known = envs.environment_variables
-        check = Platform.validate_environ.__func__
+        # A function of the module up to vLLM 0.30, a class method of the platform since 0.31.
+        of_platform = hasattr(Platform, "validate_environ")
+        check = Platform.validate_environ.__func__ if of_platform else envs.validate_environ
     except (ImportError, AttributeError):
         return  # a version that checks in another way: a warning does no harm
 
@@ -180,4 +188,7 @@ def _declare_variables() -> None:
             for name in ours:
                 del known[name]
 
-    Platform.validate_environ = classmethod(validate_environ)
+    if of_platform:
+        Platform.validate_environ = classmethod(validate_environ)
+    else:
+        envs.validate_environ = validate_environ

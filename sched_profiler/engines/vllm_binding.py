@@ -53,6 +53,7 @@ OF_SCHEDULER = (
     "shutdown",
     "update_from_output",
     "vllm_config.parallel_config.data_parallel_rank",
+    "vllm_config.parallel_config.distributed_executor_backend",
 )
 """Names of a scheduler that is already made."""
 

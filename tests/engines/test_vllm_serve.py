@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import signal
 import string
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -122,3 +125,43 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     assert not any("\x1b[36m" in line for line in lines)
     assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
     assert "Traceback" not in served.printed
+
+
+def test_sigterm_under_load_keeps_every_batch_and_sums_up(model: Path, tmp_path: Path) -> None:
+    """Requests are in flight, and vLLM kills its engine core a moment after it asks it to end.
+
+    No identifier is missing, the batch that got no result is the last and says so, and the console
+    has summed up.
+    """
+    log, server_log = tmp_path / "profile.jsonl", tmp_path / "server.log"
+    environ = {
+        "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
+        "VLLM_SCHEDULER_PROFILING_LOG": str(log),
+        "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+    }
+    with (
+        ThreadPoolExecutor(8) as clients,
+        serve(model, log=server_log, environ=environ, flags=FLAGS) as server,
+    ):
+        for _ in range(8):
+            clients.submit(server.complete, "a", 1900)
+        deadline = time.monotonic() + 60
+        while not log.exists() or log.read_bytes().count(b"\n") < 50:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        told = time.time()
+        server.process.terminate()
+        while "engine manager stopped" not in server_log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # vLLM's HTTP server would now wait for clients that nobody will answer any more.
+        os.killpg(server.process.pid, signal.SIGKILL)
+    (records,) = read(log)
+    assert [record.batch_id for record in records] == list(range(len(records)))
+    without_result = [r.batch_id for r in records if r.model_run_duration_ms is None]
+    assert without_result in ([], [records[-1].batch_id])
+    # The engine went on until its own SIGTERM, which comes after that of the API server.
+    assert records[-1].timestamp > told - 0.5
+    printed = server_log.read_text()
+    assert f"scheduler profile: {len(records)} batches" in printed
+    assert "sched_profiler" not in printed.partition("Traceback")[2]
