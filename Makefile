@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Arguments for pytest, such as PYTEST_ARGS="-k setup -x".
 PYTEST_ARGS ?=
+# Versions of vLLM for `make matrix`, such as VERSIONS="0.27.0 0.32.0"; all where none is named.
+VERSIONS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -44,6 +46,18 @@ lint: $(READY) ## Check style, formatting and types
 .PHONY: docs
 docs: $(READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.PHONY: bench
+bench: export PYTHONPATH := bench:examples
+bench: export VLLM_LOGGING_LEVEL := ERROR
+bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
+	$(BIN)/python bench/hook_cost.py
+	$(BIN)/python bench/writer_cost.py
+	$(BIN)/python bench/end_to_end.py
+
+.PHONY: matrix
+matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour
+	@$(BIN)/python tools/matrix.py $(VERSIONS)
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included

@@ -4,7 +4,8 @@
 output, update) once for each contender, with requests that come and go: what the hook needs is then
 no longer in the CPU's nearest caches. In the rows marked "swept" all caches are overwritten between
 steps as well. A contender's cost is what a step takes longer than the scheduler's own methods
-inside it, measured in the same step. In the rows marked "warm" one step is replayed in a tight loop: what
+inside it, measured in the same step. In the rows marked "warm" one step is replayed in a tight
+loop: what
 the hook costs when nothing else is in its way, and whether that grows with the batch.
 """
 

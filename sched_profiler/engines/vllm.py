@@ -167,28 +167,27 @@ def _declare_variables() -> None:
     They are known to vLLM only while it checks the environment: left in its list, they would
     become part of the key of its compile cache, and the first profiled start would compile anew.
     """
-    try:
-        from vllm import envs  # noqa: PLC0415 - vLLM is there when it calls us
-        from vllm.platforms.interface import Platform  # noqa: PLC0415
+    from vllm import envs  # noqa: PLC0415 - vLLM is there when it calls us
+    from vllm.platforms.interface import Platform  # noqa: PLC0415
 
-        known = envs.environment_variables
-        # A function of the module up to vLLM 0.30, a class method of the platform since 0.31.
-        of_platform = hasattr(Platform, "validate_environ")
-        check = Platform.validate_environ.__func__ if of_platform else envs.validate_environ
-    except (ImportError, AttributeError):
-        return  # a version that checks in another way: a warning does no harm
+    known = envs.environment_variables
 
-    @functools.wraps(check)
-    def validate_environ(*args: Any, **kwargs: Any) -> Any:
-        ours = [name for name in (ENABLE, LOG, CONSOLE) if name not in known]
-        known.update((name, functools.partial(os.environ.get, name)) for name in ours)
-        try:
-            return check(*args, **kwargs)
-        finally:
-            for name in ours:
-                del known[name]
+    def knowing_ours(check: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(check)
+        def validate_environ(*args: Any, **kwargs: Any) -> Any:
+            ours = [name for name in (ENABLE, LOG, CONSOLE) if name not in known]
+            known.update((name, functools.partial(os.environ.get, name)) for name in ours)
+            try:
+                return check(*args, **kwargs)
+            finally:
+                for name in ours:
+                    del known[name]
 
-    if of_platform:
-        Platform.validate_environ = classmethod(validate_environ)
-    else:
-        envs.validate_environ = validate_environ
+        return validate_environ
+
+    # A function of the module up to vLLM 0.30, a class method of the platform since 0.31.
+    if hasattr(Platform, "validate_environ"):
+        check = Platform.validate_environ.__func__
+        Platform.validate_environ = classmethod(knowing_ours(check))
+    elif hasattr(envs, "validate_environ"):
+        envs.validate_environ = knowing_ours(envs.validate_environ)

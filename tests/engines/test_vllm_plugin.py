@@ -12,13 +12,20 @@ pytestmark = pytest.mark.vllm
 
 LOAD_PLUGINS = """
 import sys
+from vllm import envs
 from vllm.config.scheduler import SchedulerConfig
 from vllm.platforms.interface import Platform
 from vllm.plugins import load_general_plugins
 
-before = SchedulerConfig.get_scheduler_cls, Platform.validate_environ.__func__
+def patched():
+    # A function of the module up to vLLM 0.30, a class method of the platform since 0.31.
+    of_platform = hasattr(Platform, "validate_environ")
+    check = Platform.validate_environ.__func__ if of_platform else envs.validate_environ
+    return SchedulerConfig.get_scheduler_cls, check
+
+before = patched()
 load_general_plugins()
-after = SchedulerConfig.get_scheduler_cls, Platform.validate_environ.__func__
+after = patched()
 print("PATCHED", [one is not other for one, other in zip(before, after)])
 print("LOADED", sorted(name for name in sys.modules if name.startswith("sched_profiler")))
 """
