@@ -24,6 +24,8 @@ def serve(log, **options):
             batch.finished()
 
 if __name__ == "__main__":
+    # Whoever starts the tests in the background makes their children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     {end}
 """
 
