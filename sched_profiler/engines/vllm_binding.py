@@ -38,6 +38,7 @@ OF_CLASSES = {
         "num_output_tokens",
         "num_stale_output_tokens",
         "num_tokens",
+        "streaming_queue",
     ),
 }
 """Names by class, as `module:class`."""

@@ -9,6 +9,7 @@ by `contents_of`.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,7 @@ class Probe:
         "_request_ids",
         "_schedule",
         "_scheduler",
+        "_sessions",
         "_update_from_output",
         "_waiting_lengths",
         "_watched",
@@ -85,6 +87,8 @@ class Probe:
         self._pending: deque[tuple[Any, Scheduled]] = deque()
         # In prefill: the request by its id. Preempted and waiting: None by its id.
         self._watched: dict[str, Any] = {}
+        # Requests with streaming input that were in a batch: each further input looks new to vLLM.
+        self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         # Requests finished and preempted in steps without a batch: the next record tells.
         self._carried: tuple[int, int] | None = None
 
@@ -243,7 +247,7 @@ class Probe:
             # Model runner v2 is told of resumed requests as if they were new.
             if data.req_id in watched:
                 num_resumed += 1
-            else:
+            elif not self._continues(data.req_id):
                 num_new += 1
                 num_cached += data.num_computed_tokens
             self._begin_prefill(data.req_id)
@@ -278,6 +282,16 @@ class Probe:
         # Anew at the end of the dict: prefill requests stand in the order in which they began.
         self._watched.pop(req_id, None)
         self._watched[req_id] = self._scheduler.requests[req_id]
+
+    def _continues(self, req_id: str) -> bool:
+        """Tell whether this is further input of a session that was in a batch before."""
+        request = self._scheduler.requests[req_id]
+        if request.streaming_queue is None:
+            return False
+        if request in self._sessions:
+            return True
+        self._sessions.add(request)
+        return False
 
     def _prefill_of(self, chunks: dict[str, int]) -> tuple[dict[str, int], int]:
         """Return the prefill chunks of the batch and their context; see "phase" in the docs."""
