@@ -121,13 +121,13 @@ class Engine:
         assert record.num_accepted_tokens == sum(s.num_accepted_tokens for s in spec)
         self.totals["accepted"] += record.num_accepted_tokens
         if self.scheduler.num_spec_tokens:
-            self.draft(output, sampled)
+            self.draft({o.request_id for client in returned.values() for o in client.outputs})
 
-    def draft(self, output: Any, sampled: list[list[int]]) -> None:
-        """Propose tokens for the requests of a batch that sampled, as the worker does."""
-        for req_id, tokens in zip(output.num_scheduled_tokens, sampled, strict=True):
+    def draft(self, req_ids: set[str]) -> None:
+        """Propose tokens for the requests that a batch gave tokens to, as the worker does."""
+        for req_id in sorted(req_ids):
             request = self.scheduler.requests.get(req_id)
-            if tokens and request is not None and request.status == RequestStatus.RUNNING:
+            if request is not None and request.status == RequestStatus.RUNNING:
                 number = self.rng.randint(0, self.scheduler.num_spec_tokens)
                 request.spec_token_ids = [self.rng.randrange(10, 500) for _ in range(number)]
 
@@ -316,9 +316,9 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
         elif action == "abort":
             engine.abort(*arguments)
         elif action == "reset_prefix_cache":
-            # vLLM cannot while a session keeps its KV cache and waits for input.
-            engine.hang_up()
-            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+            # vLLM cannot while a session waits and keeps its KV cache.
+            if not any(req_id in engine.scheduler.requests for req_id in engine.sessions):
+                engine.scheduler.reset_prefix_cache(reset_running_requests=True)
         else:
             for _ in range(arguments[0]):
                 engine.step()
