@@ -59,6 +59,10 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour
 	@$(BIN)/python tools/matrix.py $(VERSIONS)
 
+.PHONY: soak
+soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; half an hour
+	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k long_life tests/engines/test_vllm_probe.py
+
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included
 	rm -rf $(VENV) .cache .demo build dist site .coverage .coverage.* \

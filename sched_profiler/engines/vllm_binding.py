@@ -55,6 +55,7 @@ OF_SCHEDULER = (
     "update_from_output",
     "vllm_config.parallel_config.data_parallel_rank",
     "vllm_config.parallel_config.distributed_executor_backend",
+    "vllm_config.speculative_config",
 )
 """Names of a scheduler that is already made."""
 
