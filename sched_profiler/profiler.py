@@ -257,8 +257,13 @@ class Batch:
 
         Arguments are the record fields of the same names. A batch without tokens is discarded: it
         gets neither an identifier nor a record.
+
+        Raises:
+            TypeError: if there is no such optional field.
         """
         ended = self._profiler.clock.monotonic_ns()
+        if unknown := optional.keys() - OptionalContents.__annotations__.keys():
+            raise TypeError(f"a batch has no {', '.join(sorted(unknown))}")
         if self._id is not None or not (prefill_chunk_sizes or decode_chunk_sizes):
             return
         self._ended = ended
