@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
 _NS_PER_MS = 1_000_000
+_LAST_WAIT_S = 0.005
 
 # Plain tuples, for their speed; all times are ns of the monotonic clock.
 Scheduled = tuple[Any, ...]
@@ -194,10 +195,12 @@ class BatchProfiler:
             self.before_close()
 
     def _end_at_signal(self) -> None:
-        """Do in a signal handler what `close` does, without waiting for it."""
+        """Do in a signal handler what `close` does, and hardly wait for it."""
         self._give_up()
         if isinstance(self.writer, BackgroundWriter):
             self.writer.hurry(close_sink=True)
+            # To wait is to let the writer's thread have the interpreter.
+            self.writer.flush(timeout=_LAST_WAIT_S)
 
     def __enter__(self) -> Self:
         """Return the profiler; leaving the block closes it."""

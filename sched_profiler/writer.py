@@ -274,12 +274,12 @@ class BackgroundWriter:
             closing = self._closing
             written = self._drain()
             succeeded = self._maker.flush() if written or flushes else True
-            for flush in flushes:
-                flush.succeeded = succeeded
-                flush.done.set()
             if self._close_sink_soon:
                 self._close_sink_soon = False
                 self._maker.close()
+            for flush in flushes:
+                flush.succeeded = succeeded
+                flush.done.set()
             if closing:
                 self._maker.close()
                 return

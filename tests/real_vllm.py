@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 from oracle import disagreements
 
 from sched_profiler import BatchRecord, decode
@@ -70,6 +71,24 @@ class Account:
             record.check()
             assert record.num_dropped_records == 0
             assert disagreements(record, expected) == [], f"batch {record.batch_id}"
+
+
+def check_times(records: list[BatchRecord]) -> None:
+    """Total = schedule + queue + model_run, and wall = Σ(model_run + idle)."""
+    parts = 0.0
+    for record in records:
+        assert record.model_run_duration_ms is not None
+        assert record.total_step_duration_ms is not None
+        assert record.queue_duration_ms is not None
+        assert record.idle_duration_ms is not None
+        assert record.total_step_duration_ms == pytest.approx(
+            record.schedule_duration_ms + record.queue_duration_ms + record.model_run_duration_ms,
+            abs=0.002,
+        )
+        parts += record.model_run_duration_ms + record.idle_duration_ms
+    first, last = records[0], records[-1]
+    wall_ms = (last.timestamp - first.timestamp) * 1000 + (last.total_step_duration_ms or 0)
+    assert parts == pytest.approx(wall_ms, rel=0.01)
 
 
 def read(log: Path) -> list[list[BatchRecord]]:

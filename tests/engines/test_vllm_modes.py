@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import attrs
 import jsonschema
 import pytest
-from real_vllm import ORACLE_MODES, Account, Run, read, read_accounts
+from real_vllm import ORACLE_MODES, Account, Run, check_times, read, read_accounts
 from test_vllm_oracle import Engine
 from tokenizers import Tokenizer
 from vllm_server import Server, serve
@@ -95,6 +95,12 @@ def test_every_record_is_what_the_oracle_says(modes: Run, name: str) -> None:
     """And there is one for every batch, under the next number."""
     mode = mode_of(modes, name)
     mode.account.check(mode.records)
+
+
+@pytest.mark.parametrize("name", ORACLE_MODES)
+def test_times_add_up(modes: Run, name: str) -> None:
+    """One after the other, one ahead of the model, and two in a pipeline."""
+    check_times(mode_of(modes, name).records)
 
 
 @pytest.mark.parametrize("name", [name for name in ORACLE_MODES if name != "pooling"])
