@@ -90,11 +90,12 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
             ", ".join(missing),
         )
         return None
-    log = Path(settings.log).absolute()
+    dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
+    log = _log_of(dp_rank, settings)
     file = JsonlSink(log)
     profiler = BatchProfiler(
         TeeSink(file, _console(settings), strict=settings.strict) if settings.console else file,
-        dp_rank=_dp_rank(scheduler.vllm_config.parallel_config),
+        dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
         ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
         contents_of=contents_of(scheduler),
@@ -105,6 +106,12 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
         logger.warning("%s", warning)
     logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
     return profiler.close
+
+
+def _log_of(dp_rank: int, settings: Settings) -> Path:
+    """Return the log of a data-parallel rank: rank 0 has the one that was asked for."""
+    log = Path(settings.log).absolute()
+    return log.with_name(f"{log.stem}.dp{dp_rank}{log.suffix}") if dp_rank else log
 
 
 def _close_at_shutdown(scheduler: Any, close: Callable[[], object]) -> None:
