@@ -22,6 +22,7 @@ from sched_profiler.testing import FakeClock
 
 pytestmark = pytest.mark.vllm
 
+RELEASE = tuple(map(int, vllm.__version__.split(".")[:2]))
 SHARED_PREFIX = [9] * 200
 
 
@@ -288,7 +289,7 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
 ) -> None:
     """Random arrivals, lengths, shared prefixes, aborts, preemptions, acceptance, queue depths."""
     is_async = mode.startswith("async")
-    if mode == "pipeline" and vllm.__version__.startswith("0.27."):
+    if mode == "pipeline" and RELEASE == (0, 27):
         drafts = 0  # with drafts in flight it schedules less than no token, and its assertion fails
     engine = Engine(
         tiny,
@@ -310,8 +311,9 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
             prompt = min(prompt, (num_blocks - 2) * 16 - max_tokens - 8)
             engine.add(prompt, max_tokens, shared=shared, priority=priority)
         elif action == "talk":
-            # A session that stops in the middle of accepted drafts fails an assertion of vLLM's.
-            if not drafts:
+            # A session that stops in the middle of accepted drafts fails an assertion of vLLM's;
+            # one that stops with a batch in flight hangs in older versions.
+            if not drafts and (mode == "sync" or RELEASE >= (0, 32)):
                 engine.talk(*arguments)
         elif action == "abort":
             engine.abort(*arguments)
