@@ -49,8 +49,9 @@ def make_scheduler(
     policy: str = "fcfs",
     log_stats: bool = False,
     max_model_len: int = 2048,
+    cls: Any = None,
 ) -> Any:
-    """Make the scheduler that an engine of that configuration would have."""
+    """Make the scheduler that an engine of that configuration would have, or one of `cls`."""
     model_config = ModelConfig(
         model=str(model), dtype="float32", seed=0, max_model_len=max_model_len, enforce_eager=True
     )
@@ -59,7 +60,9 @@ def make_scheduler(
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         is_encoder_decoder=False,
-        async_scheduling=async_scheduling,
+        # vLLM's own check allows n-gram drafts with synchronous scheduling only; its scheduler for
+        # asynchronous scheduling takes any drafts.
+        async_scheduling=async_scheduling and not num_speculative_tokens,
         policy=policy,
     )
     cache_config = CacheConfig(block_size=BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
@@ -91,7 +94,7 @@ def make_scheduler(
         kv_cache_tensors=[],
         kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
     )
-    cls = AsyncScheduler if async_scheduling else Scheduler
+    cls = cls or (AsyncScheduler if async_scheduling else Scheduler)
     return cls(
         vllm_config=config,
         kv_cache_config=kv_cache_config,

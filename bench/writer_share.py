@@ -38,6 +38,9 @@ class _Nowhere:
     def put(self, measurement: Any) -> None:
         self.queue.append(measurement)
 
+    def drop(self) -> None:
+        self.num_dropped += 1
+
     def flush(self, _timeout: float | None = None) -> bool:
         return True
 

@@ -51,6 +51,10 @@ class Writer(Protocol):
         """Take a measurement; never waits."""
         ...
 
+    def drop(self) -> None:
+        """Count a batch that could not be measured."""
+        ...
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was put is written; tell whether that was so in `timeout` s."""
         ...
@@ -136,6 +140,10 @@ class DirectWriter:
         """Write a record at once."""
         self._maker.write(measurement)
 
+    def drop(self) -> None:
+        """Count a batch that could not be measured."""
+        self._maker.num_lost += 1
+
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing to wait for
         """Flush the sink; tell whether that went well."""
         return self._maker.flush()
@@ -180,6 +188,7 @@ class BackgroundWriter:
         self._at_end = at_end or self.close
         self._at_signal = at_signal or self.hurry
         self._num_overflowed = 0
+        self._has_warned = False
         # Reentrant: a signal handler may close the profiler while its thread is in here.
         self._overflow_lock = threading.RLock()
         # A simple queue is what a signal handler may use; the lock of an event it may not.
@@ -193,20 +202,30 @@ class BackgroundWriter:
     @property
     def num_dropped(self) -> int:
         """Batches without a record: the queue was full, none could be made, or the sink failed."""
-        return self._num_overflowed + self._maker.num_lost
+        # What came too late for the thread waits for ever.
+        num_late = len(self.queue) if self._closing and not self._is_alive() else 0
+        return self._num_overflowed + self._maker.num_lost + num_late
 
     def put(self, measurement: Any) -> None:
         """Queue a measurement, or drop and count it when the queue is full; never waits."""
         if self._thread is None:
             self._start()
         if len(self.queue) >= self._capacity or self._closing:
-            self._overflow()
+            self.drop()
+            if not self._closing:
+                self._warn_of_overflow()
             return
         self.queue.append(measurement)
 
+    def drop(self) -> None:
+        """Count a batch that could not be measured."""
+        # Several engine threads may end up here; a lost count would be a loss unseen.
+        with self._overflow_lock:
+            self._num_overflowed += 1
+
     def flush(self, timeout: float | None = None) -> bool:
         """Write all that was put; tell whether that went well within `timeout` seconds."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self._is_alive():
             return not self.queue
         flush = _Flush()
         self._wake.put(flush)
@@ -248,17 +267,17 @@ class BackgroundWriter:
             logger.warning("%d batches have no record", self.num_dropped)
         return self.num_dropped == 0
 
-    def _overflow(self) -> None:
-        # Several engine threads may end up here; a lost count would be a loss unseen.
-        with self._overflow_lock:
-            self._num_overflowed += 1
-            first = self._num_overflowed == 1
-        if first and not self._closing:
+    def _warn_of_overflow(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "the sink does not keep up: %d batches wait to be written, and newer ones are"
                 " dropped and counted",
                 self._capacity,
             )
+
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _start(self) -> None:
         self.room = min(_ROOM, self._capacity)

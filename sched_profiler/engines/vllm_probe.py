@@ -9,6 +9,7 @@ by `contents_of`.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,9 @@ class _Events(NamedTuple):
     num_finished: int  # in steps without a batch since the last record
 
 
+_COMPUTED = 8
+"""Where in a batch the tokens computed of each request are."""
+
 _NO_EVENTS = _Events({}, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -52,10 +56,9 @@ class Probe:
         "_also_waiting",
         "_carried",
         "_free_blocks",
-        "_has_drafts",
         "_has_workers",
+        "_ids",
         "_length",
-        "_next_id",
         "_now",
         "_pending",
         "_previous",
@@ -85,7 +88,6 @@ class Probe:
         self._update_from_output = scheduler.update_from_output
         self._length, self._waiting, self._also_waiting = _waiting_queues(scheduler)
         self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
-        self._has_drafts = scheduler.vllm_config.speculative_config is not None
         executor = scheduler.vllm_config.parallel_config.distributed_executor_backend
         self._has_workers = executor != "uni"
         self._writer = profiler.writer
@@ -95,9 +97,10 @@ class Probe:
         # When the result of the previous batch was available.
         self._previous: int | None = None
         # Results come in the order of schedule(), so numbers may be given out when they come.
-        self._next_id = 0
-        # Batches without a result, oldest first, each with vLLM's object for it.
-        self._pending: deque[tuple[Any, Scheduled]] = deque()
+        self._ids = itertools.count()
+        # Batches without a result, oldest first, each with vLLM's object for it; no batch where
+        # measuring it failed. None once the probe is off.
+        self._pending: deque[tuple[Any, Scheduled | None]] | None = deque()
         # In prefill: the request by its id. Preempted and waiting: None by its id.
         self._watched: dict[str, Any] = {}
         # Requests with streaming input that were in a batch: each further input looks new to vLLM.
@@ -116,6 +119,8 @@ class Probe:
 
         Somebody may have wrapped ours since; then they stay, and do nothing but pass calls on.
         """
+        self.give_up()
+        self._pending = None
         for name in ("schedule", "update_from_output"):
             if vars(self._scheduler).get(name) == getattr(self, name):
                 delattr(self._scheduler, name)
@@ -126,8 +131,11 @@ class Probe:
         began = now()
         output = self._schedule(*args, **kwargs)
         ended = now()
+        pending = self._pending
+        if pending is None:
+            return output
         try:
-            events = None
+            events = decode = None
             if (
                 self._watched
                 or output.scheduled_new_reqs
@@ -137,8 +145,9 @@ class Probe:
                 events = self._follow(output)
             if total := output.total_num_scheduled_tokens:
                 length = self._length
-                pending = self._pending
                 num_reqs = len(output.num_scheduled_tokens)
+                if total != num_reqs:
+                    events, decode = self._chunks(output, events)
                 batch = (
                     began,
                     ended,
@@ -151,7 +160,7 @@ class Probe:
                     output.scheduled_cached_reqs.num_computed_tokens,
                     len(output.finished_req_ids),
                     events,
-                    None if total == num_reqs else _decode_chunks(output, events),
+                    decode,
                     self._request_ids and _ids(output, events),
                 )
                 # The output is what the result is matched by; it is not kept beyond that.
@@ -159,51 +168,74 @@ class Probe:
             else:
                 self._carry(output)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            if getattr(output, "total_num_scheduled_tokens", True):
+                # Its number is used up all the same, so that it leaves a gap.
+                pending.append((output, None))
             self._failed(error)
         return output
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912 - a call costs a cold step more than a branch
         """Take in a result as before, and hand the batch over."""
         now = self._now
         taken = now()
-        drafts = None
-        if self._has_drafts:
-            # Before the update: it forgets which of these requests were aborted meanwhile.
-            drafts = self._drafts(args, kwargs)
-        returned = self._update_from_output(*args, **kwargs)
-        updated = now()
+        batch = drafts = None
+        is_ours = False
         try:
             pending = self._pending
             output = args[0] if args else kwargs["scheduler_output"]
             if pending and (pending[0][0] is output or self._is_late(output)):
-                generated = 0
-                for client in returned.values():
-                    outputs = client.outputs
-                    if drafts is None and outputs and outputs[-1].new_token_ids:
-                        # One token each; an output without one, of a failed request, comes last.
-                        generated += len(outputs)
-                    else:
-                        generated += sum(len(output.new_token_ids) for output in outputs)
-                ready = self._ready(taken, args, kwargs) if self._has_workers else taken
-                batch_id = self._next_id
-                self._next_id = batch_id + 1
-                measurement = (
-                    batch_id,
-                    self._previous,
-                    ready,
-                    taken,
-                    updated,
-                    pending.popleft()[1],
-                    generated,
-                    drafts,
-                )
-                self._previous = ready
-                queue = self._queue
-                if len(queue) < self._room:
-                    queue.append(measurement)
-                else:
-                    self._put(measurement)
+                # From here on no signal handler can take it for a batch without a result.
+                batch = pending.popleft()[1]
+                batch_id = next(self._ids)
+                is_ours = True
+                if output.scheduled_spec_decode_tokens:
+                    # Before the update: it forgets which of its requests were aborted meanwhile.
+                    drafts = self._drafts(output, args, kwargs)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            drafts = None, None
+            self._failed(error)
+        try:
+            returned = self._update_from_output(*args, **kwargs)
+        except BaseException:
+            if batch is not None:
+                self._put((batch_id, self._previous, None, None, None, batch, None, None))
+            raise
+        updated = now()
+        if not is_ours:
+            return returned
+        try:
+            if batch is None:
+                self._writer.drop()
+                return returned
+            generated = 0
+            for client in returned.values():
+                outputs = client.outputs
+                if drafts is None and outputs and outputs[-1].new_token_ids:
+                    # One token each; an output without one, of a failed request, comes last.
+                    generated += len(outputs)
+                else:
+                    generated += sum(len(output.new_token_ids) for output in outputs)
+            ready = taken
+            if self._has_workers:
+                ready = self._ready(taken, batch, args, kwargs)
+            measurement = (
+                batch_id,
+                self._previous,
+                ready,
+                taken,
+                updated,
+                batch,
+                generated,
+                drafts,
+            )
+            self._previous = ready
+            queue = self._queue
+            if len(queue) < self._room:
+                queue.append(measurement)
+            else:
+                self._put(measurement)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._writer.drop()
             self._failed(error)
         return returned
 
@@ -211,26 +243,32 @@ class Probe:
         """Hand a batch over to a writer that is not yet there, lags behind, or is closed."""
         *head, batch, generated, drafts = measurement
         # A long queue is not to hold a number for each request of each batch.
-        batch = (*batch[:8], [sum(batch[8])], *batch[9:])
+        total = [sum(batch[_COMPUTED])]
+        batch = (*batch[:_COMPUTED], total, *batch[_COMPUTED + 1 :])
         self._writer.put((*head, batch, generated, drafts))
         self._room = self._writer.room
 
-    def _ready(self, taken: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def _ready(
+        self, taken: int, batch: Scheduled, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int:
         """Return when a worker had the result ready; `taken` where it does not say."""
         model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
         stamp = model_output.__dict__.get(STAMP)
         if stamp is None:
             return taken
         # Never before the hand-over, nor before the result of the last batch.
-        submitted: int = self._pending[0][1][2]
+        submitted: int = batch[2]
         return max(result_ready(stamp, taken), submitted, self._previous or 0)
 
     def give_up(self) -> None:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
             batch = self._pending.popleft()[1]
-            self._put((self._next_id, self._previous, None, None, None, batch, None, None))
-            self._next_id += 1
+            batch_id = next(self._ids)
+            if batch is None:
+                self._writer.drop()
+            else:
+                self._put((batch_id, self._previous, None, None, None, batch, None, None))
         # The profiler may be about to close its writer.
         self._room = 0
 
@@ -243,42 +281,68 @@ class Probe:
 
         Tells whether `output` is pending at all; one without tokens is not.
         """
-        if not any(batch[0] is output for batch in self._pending):
+        pending = self._pending
+        if pending is None or not any(batch[0] is output for batch in pending):
             return False
         later = []
-        while self._pending[-1][0] is not output:
-            later.append(self._pending.pop())
-        found = self._pending.pop()
+        while pending[-1][0] is not output:
+            later.append(pending.pop())
+        found = pending.pop()
         self.give_up()
-        self._pending.extend([found, *reversed(later)])
+        pending.extend([found, *reversed(later)])
         return True
 
-    def _drafts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+    def _drafts(
+        self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[int | None, int | None]:
         """Return how many draft tokens a batch had and how many of them the model accepted.
 
         Accepted is all that the model sampled but one per request, of the requests that are still
-        there to take it.
+        there to take it. Where the drafts are of another kind (a diffusion model), it is unknown.
         """
-        try:
-            output = args[0] if args else kwargs["scheduler_output"]
-            if not output.scheduled_spec_decode_tokens:
-                return None
-            model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
-            sampled = model_output.sampled_token_ids
-            num_drafts = num_accepted = 0
-            for req_id, tokens in output.scheduled_spec_decode_tokens.items():
-                num_drafts += len(tokens)
-                request = self._scheduler.requests.get(req_id)
-                if request is None or request.is_finished() or not sampled:
-                    continue
-                if request.num_stale_output_tokens and request.drop_stale_output:
-                    continue
-                num_sampled = len(sampled[model_output.req_id_to_index[req_id]])
-                num_accepted += max(num_sampled - 1, 0)
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
-            self._failed(error)
-            return None
+        drafts = output.scheduled_spec_decode_tokens
+        num_drafts = sum(map(len, drafts.values()))
+        if self._scheduler.vllm_config.speculative_config is None:
+            return num_drafts, None
+        model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+        sampled = model_output.sampled_token_ids
+        num_accepted = 0
+        for req_id in drafts:
+            request = self._scheduler.requests.get(req_id)
+            if request is None or request.is_finished() or not sampled:
+                continue
+            if request.num_stale_output_tokens and request.drop_stale_output:
+                continue
+            num_sampled = len(sampled[model_output.req_id_to_index[req_id]])
+            num_accepted += max(num_sampled - 1, 0)
         return num_drafts, num_accepted
+
+    def _chunks(
+        self, output: Any, events: _Events | None
+    ) -> tuple[_Events | None, list[int] | None]:
+        """Return the events and the decode chunks of a batch; no chunks where all of them are 1."""
+        chunks = output.num_scheduled_tokens
+        prefill = events.prefill if events else {}
+        num_decode = len(chunks) - len(prefill)
+        if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
+            return events, None
+        drafts = output.scheduled_spec_decode_tokens
+        # KV cache that was lost, and not by a preemption: a connector failed to load it.
+        again = {
+            req_id: chunk
+            for req_id, chunk in chunks.items()
+            if req_id not in prefill and chunk > 1 + len(drafts.get(req_id, ()))
+        }
+        if again:
+            for req_id in again:
+                self._begin_prefill(req_id)
+            events = events or _NO_EVENTS
+            more, context = self._prefill_of(again)
+            events = events._replace(
+                prefill={**prefill, **more}, prefill_context=events.prefill_context + context
+            )
+        prefill = events.prefill if events else {}
+        return events, [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
 
     def _follow(self, output: Any) -> _Events:
         """Keep account of who is not in plain decode; cheap as long as few are."""
@@ -379,12 +443,14 @@ def _waiting_queues(scheduler: Any) -> tuple[Callable[[Any], int], Any, Any]:
     version, through several Python calls. Where it does nothing but add up the lengths of queues
     that we know, these are asked directly.
     """
+    is_vllms_own = all(
+        cls.__module__.startswith("vllm.") or cls.__module__ in ("abc", "builtins")
+        for cls in type(scheduler).__mro__
+    )
     names = sorted(set(type(scheduler).get_request_counts.__code__.co_names) - {"len", "running"})
-    if not 0 < len(names) <= 2 or not {*names} <= {  # noqa: PLR2004 - as many as it returns
-        "waiting",
-        "skipped_waiting",
-        "kv_holding_waiting",
-    }:
+    known = {"waiting", "skipped_waiting", "kv_holding_waiting"}
+    # Somebody's subclass may put other queues into their place.
+    if not is_vllms_own or len(names) not in (1, 2) or not known.issuperset(names):
         return len, _WaitingByCounts(scheduler), ()
     queues = [getattr(scheduler, name) for name in names]
     if len(queues) == 1:
@@ -392,16 +458,6 @@ def _waiting_queues(scheduler: Any) -> tuple[Callable[[Any], int], Any, Any]:
     # vLLM's queue has a __len__ in Python; what it inherits says the same.
     length = deque.__len__ if all(isinstance(queue, deque) for queue in queues) else len
     return length, queues[0], queues[1]
-
-
-def _decode_chunks(output: Any, events: _Events | None) -> list[int] | None:
-    """Return the decode chunks, or None where all are 1."""
-    chunks = output.num_scheduled_tokens
-    prefill = events.prefill if events else {}
-    num_decode = len(chunks) - len(prefill)
-    if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
-        return None
-    return [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
 
 
 def _ids(output: Any, events: _Events | None) -> list[str]:

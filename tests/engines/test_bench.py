@@ -47,8 +47,8 @@ def test_a_mixed_step_is_cheaper_too(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_cost_of_a_decode_step_does_not_grow_with_the_batch(tiny: Path, tmp_path: Path) -> None:
     """When it is all in the nearest cache: no request is looked at."""
-    small, large = (hook_cost.replay(tiny, number, tmp_path)["net_p50_us"] for number in (1, 256))
-    assert large < 2 * small
+    small, large = (hook_cost.replay(tiny, number, tmp_path)["net_p50_us"] for number in (1, 1024))
+    assert large < 1.5 * small
 
 
 def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) -> None:

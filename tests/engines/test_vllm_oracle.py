@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oracle import Oracle, disagreements
 from real_scheduler import make_request, make_scheduler, model_output
 from tiny_model import make_tiny_model
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
 from sched_profiler import BatchProfiler, MemorySink
@@ -121,7 +122,8 @@ class Engine:
         spec = [s.spec_decoding_stats for s in stats if s.spec_decoding_stats]
         assert record.num_accepted_tokens == sum(s.num_accepted_tokens for s in spec)
         self.totals["accepted"] += record.num_accepted_tokens
-        if self.scheduler.num_spec_tokens:
+        # With asynchronous scheduling the worker keeps its drafts; the scheduler has placeholders.
+        if self.scheduler.num_spec_tokens and not isinstance(self.scheduler, AsyncScheduler):
             self.draft({o.request_id for client in returned.values() for o in client.outputs})
 
     def draft(self, req_ids: set[str]) -> None:
@@ -208,6 +210,44 @@ def test_drafts_are_decode_with_larger_chunks(tiny: Path) -> None:
     engine.finish()
     assert engine.totals["draft"] > engine.totals["accepted"] > 0
     assert any(max(r.decode_chunk_sizes, default=0) == 4 for r in engine.sink.records)
+
+
+def test_drafts_are_accepted_also_where_batches_overlap(tiny: Path) -> None:
+    """What was in flight when a request was preempted is stale, and accepted by nobody."""
+    engine = Engine(
+        tiny,
+        depth=2,
+        async_scheduling=True,
+        num_speculative_tokens=3,
+        log_stats=True,
+        num_blocks=60,
+    )
+    for prompt in (30, 300, 5, 200):
+        engine.add(prompt, 60)
+    for number in range(40):
+        engine.step()
+        if number % 8 == 7:
+            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    engine.finish()
+    assert engine.totals["draft"] > engine.totals["accepted"] > 0
+    assert engine.totals["preempted"] > 4
+
+
+def test_kv_cache_that_is_lost_is_computed_again_as_prefill(tiny: Path) -> None:
+    """A connector that fails to load it makes vLLM set a request back, without a preemption."""
+    engine = Engine(tiny)
+    engine.add(100, 20)
+    engine.add(50, 20)
+    for _ in range(5):
+        engine.step()
+    lost = next(iter(engine.scheduler.requests.values()))
+    lost.num_computed_tokens = 16
+    engine.step()
+    record = engine.sink.records[-1]
+    assert record.prefill_chunk_sizes == [lost.num_tokens - 1 - 16]
+    assert record.prefill_context_tokens == 16
+    assert record.decode_chunk_sizes == [1]
+    engine.finish()
 
 
 def test_aborted_requests_leave_nothing_behind(tiny: Path) -> None:
@@ -299,7 +339,7 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
         enable_prefix_caching=caching,
         num_blocks=num_blocks,
         max_num_batched_tokens=budget,
-        num_speculative_tokens=0 if is_async else drafts,
+        num_speculative_tokens=drafts,
         log_stats=bool(drafts),
         policy=policy,
         max_model_len=540,

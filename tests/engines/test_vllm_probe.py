@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 from real_scheduler import make_request, make_scheduler, model_output
 from tiny_model import make_tiny_model
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 import sched_profiler
-from sched_profiler import BatchProfiler, BatchRecord, JsonlSink
+from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, MemorySink
 from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_stamp import _CLOCK, STAMP
 
 pytestmark = pytest.mark.vllm
 
@@ -63,21 +67,24 @@ class Life:
         num_running: int = 8,
         num_blocks: int = 24,
         budget: int = 64,
+        strict: bool = True,
+        cls: Any = None,
     ) -> None:
         self.scheduler = make_scheduler(
             model,
             max_num_seqs=num_running,
             max_num_batched_tokens=budget,
             num_blocks=num_blocks,
+            cls=cls,
         )
         self.num_running = num_running
         self.rng = random.Random(0)
-        self.profiler = BatchProfiler(sink, contents_of=contents_of(self.scheduler), strict=True)
+        self.profiler = BatchProfiler(sink, contents_of=contents_of(self.scheduler), strict=strict)
         self.probe = Probe(self.scheduler, self.profiler)
         self.probe.attach()
-        self.num_batches = self.num_aborted = 0
+        self.num_batches = self.num_aborted = self.num_waiting_before = 0
 
-    def step(self) -> None:
+    def step(self, *, skip_result: bool = False, stamp: Any = None) -> None:
         requests = self.scheduler.requests
         while len(requests) < self.num_running + 2:
             prompt = [self.rng.randrange(10, 500) for _ in range(self.rng.randint(1, 100))]
@@ -95,7 +102,14 @@ class Life:
             [] if requests[req_id].is_prefill_chunk else [7]
             for req_id in output.num_scheduled_tokens
         ]
-        self.scheduler.update_from_output(output, model_output(output, sampled))
+        self.num_waiting_before = self.scheduler.get_request_counts()[1]
+        result = model_output(output, sampled)
+        if stamp:
+            setattr(result, STAMP, stamp)
+        if skip_result:
+            self.probe._update_from_output(output, result)
+        else:
+            self.scheduler.update_from_output(output, result)
         self.num_batches += bool(sampled)
 
 
@@ -154,6 +168,117 @@ def test_a_queue_that_grows_holds_no_number_per_request(tiny: Path) -> None:
     assert life.profiler.close()
     assert sink.num_records == life.num_batches
     assert sink.last.decode_context_tokens > 64 * 30
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_signal_while_a_result_is_taken_in_leaves_no_gap(tiny: Path, *, raises: bool) -> None:
+    """The engine core is asked to end in the middle of vLLM's own update.
+
+    The batch has its result; unless vLLM's handler raises there, then it is recorded without one.
+    """
+    sink = MemorySink()
+    life = Life(tiny, sink)
+    for _ in range(5):
+        life.step()
+    update = life.probe._update_from_output
+
+    def interrupted(*args: Any) -> Any:
+        life.profiler._end_at_signal()
+        if raises:
+            raise SystemExit
+        return update(*args)
+
+    life.probe._update_from_output = interrupted
+    with pytest.raises(SystemExit) if raises else contextlib.nullcontext():
+        life.step()
+    assert life.profiler.close()
+    assert [record.batch_id for record in sink.records] == list(range(6))
+    results = [record.model_run_duration_ms is not None for record in sink.records]
+    assert results == [True] * 5 + [not raises]
+    assert life.profiler.num_dropped_records == 0
+
+
+def test_a_batch_that_could_not_be_measured_leaves_a_gap_and_is_counted(tiny: Path) -> None:
+    """Serving goes on, and the next records tell."""
+    sink = MemorySink()
+    life = Life(tiny, sink, strict=False)
+    for number in range(6):
+        life.probe._free_blocks, kept = (
+            (None, life.probe._free_blocks) if number == 3 else (life.probe._free_blocks, None)
+        )
+        life.step()
+        life.probe._free_blocks = kept or life.probe._free_blocks
+        life.profiler.flush()
+    assert not life.profiler.close(), "not everything could be recorded"
+    assert [record.batch_id for record in sink.records] == [0, 1, 2, 4, 5]
+    assert [record.num_dropped_records for record in sink.records] == [0, 0, 0, 1, 1]
+
+
+def test_a_result_that_never_comes_is_given_up_when_a_later_one_does(tiny: Path) -> None:
+    """Results come in the order of schedule(): the batch before has none."""
+    sink = MemorySink()
+    life = Life(tiny, sink)
+    life.step()
+    life.step(skip_result=True)
+    life.step()
+    assert life.profiler.close()
+    assert [record.batch_id for record in sink.records] == [0, 1, 2]
+    assert sink.records[1].model_run_duration_ms is None
+    assert sink.records[2].model_run_duration_ms is not None
+
+
+def test_a_stamp_from_before_the_hand_over_is_not_believed(tiny: Path) -> None:
+    """Nor one from before the result of the batch before: time does not run backwards."""
+    sink = MemorySink()
+    life = Life(tiny, sink)
+    life.probe._has_workers = True
+    for _ in range(3):
+        life.step(stamp=(_CLOCK, 1))
+    assert life.profiler.close()
+    assert [record.model_run_duration_ms for record in sink.records] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("wrapped", ["schedule", "update_from_output"])
+def test_a_probe_that_is_off_keeps_nothing_even_if_somebody_wrapped_it(
+    tiny: Path, wrapped: str
+) -> None:
+    """It cannot be taken out of their way, so it passes calls on."""
+    life = Life(tiny, MemorySink(), strict=False)
+    theirs = getattr(life.scheduler, wrapped)
+
+    def wrapper(*args: Any) -> Any:
+        return theirs(*args)
+
+    setattr(life.scheduler, wrapped, wrapper)
+    life.step()
+    life.probe.detach()
+    for _ in range(20):
+        life.step()
+    assert life.probe._pending is None
+    life.profiler.close()
+    assert life.profiler.num_dropped_records == 0
+
+
+def test_a_schedulers_own_queue_of_the_users_is_asked(tiny: Path) -> None:
+    """A subclass may put another queue into the place of vLLM's at any time."""
+
+    class Sorting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
+        def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            waiting = create_request_queue(self.policy)
+            waiting.extend(sorted(self.waiting, key=lambda request: request.num_tokens))
+            self.waiting = waiting
+            return super().schedule(*args, **kwargs)
+
+    sink = MemorySink()
+    life = Life(tiny, sink, num_running=3, cls=Sorting)
+    for number in range(6):
+        for _ in range(2):
+            life.scheduler.add_request(make_request([7] * (20 - number), 5))
+        life.step()
+        expected = life.num_waiting_before
+        life.profiler.flush()
+        assert sink.records[-1].num_waiting_reqs == expected > 0
+    assert life.profiler.close()
 
 
 def test_a_batch_after_the_close_is_counted(tiny: Path, tmp_path: Path) -> None:
