@@ -2,8 +2,8 @@
 
 vLLM asks `SchedulerConfig.get_scheduler_cls` which scheduler to build. That method is wrapped: it
 returns a subclass of whatever class vLLM or the user chose, and the subclass measures around
-`schedule` and `update_from_output`. This module and `vllm_probe` are the only ones that know vLLM's
-names.
+`schedule` and `update_from_output`. The modules beside this one whose
+names begin with `vllm_` are the only others that know vLLM's names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sched_profiler.engines.vllm_binding import missing_names, version_warning
+from sched_profiler.engines.vllm_binding import (
+    missing_names,
+    missing_of_vllm,
+    version_warning,
+)
 from sched_profiler.engines.vllm_probe import Probe, contents_of
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
@@ -33,18 +37,26 @@ logger = logging.getLogger("sched_profiler")
 
 def install() -> None:
     """Make vLLM build profiled schedulers in this process; on any obstacle say so and stay off."""
-    from vllm.config.scheduler import SchedulerConfig  # noqa: PLC0415 - vLLM is there when it calls
-
     _log_where_vllm_logs()
     try:
-        settings = Settings.from_environ()
+        _install(Settings.from_environ())
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's typo
+    except Exception:
+        # vLLM would not start.
+        logger.exception("scheduler profiling is off: it could not be installed")
+
+
+def _install(settings: Settings) -> None:
+    if missing := missing_of_vllm():
+        logger.error(
+            "scheduler profiling is off: this vLLM lacks %s; upgrade sched-profiler",
+            ", ".join(missing),
+        )
         return
-    choose = getattr(SchedulerConfig, "get_scheduler_cls", None)
-    if choose is None:
-        logger.error("scheduler profiling is off: this vLLM has no %s", "get_scheduler_cls")
-        return
+    from vllm.config.scheduler import SchedulerConfig  # noqa: PLC0415 - vLLM is there when it calls
+
+    choose = SchedulerConfig.get_scheduler_cls
     if hasattr(choose, "sched_profiler"):
         return  # vLLM may load its plugins more than once
 
@@ -55,7 +67,10 @@ def install() -> None:
     get_scheduler_cls.sched_profiler = True  # type: ignore[attr-defined]  # a mark for us
     SchedulerConfig.get_scheduler_cls = get_scheduler_cls
     stamp_results()
-    _declare_variables()
+    try:
+        _declare_variables()
+    except Exception:
+        logger.debug("vLLM does not let us declare our variables", exc_info=True)
 
 
 @functools.cache

@@ -10,10 +10,22 @@ import dataclasses
 from importlib import import_module
 from typing import Any
 
-__all__ = ["NEWEST_TESTED", "OLDEST_TESTED", "missing_names", "version_warning"]
+__all__ = [
+    "NEWEST_TESTED",
+    "OLDEST_TESTED",
+    "missing_names",
+    "missing_of_vllm",
+    "version_warning",
+]
 
 OLDEST_TESTED, NEWEST_TESTED = (0, 27), (0, 32)
 """The vLLM versions that `make matrix` runs, both included."""
+
+OF_VLLM = {
+    "vllm.config.scheduler:SchedulerConfig": ("get_scheduler_cls",),
+    "vllm.v1.outputs:ModelRunnerOutput": (),
+}
+"""What is patched, as `module:object`, with the names on it; needed before a scheduler is made."""
 
 OF_CLASSES = {
     "vllm.v1.core.sched.output:SchedulerOutput": (
@@ -70,14 +82,24 @@ def missing_names(scheduler: Any) -> list[str]:
                 missing.append(f"{type(scheduler).__name__}.{path}")
                 break
             owner = getattr(owner, name)
-    for path, names in OF_CLASSES.items():
-        module, _, class_name = path.partition(":")
+    return missing + _missing(OF_CLASSES)
+
+
+def missing_of_vllm() -> list[str]:
+    """Return what the adapter patches and this vLLM does not have."""
+    return _missing(OF_VLLM)
+
+
+def _missing(names_by_path: dict[str, tuple[str, ...]]) -> list[str]:
+    missing = []
+    for path, names in names_by_path.items():
+        module, _, owner_name = path.partition(":")
         try:
-            cls = getattr(import_module(module), class_name)
+            owner = getattr(import_module(module), owner_name)
         except (ImportError, AttributeError):
-            missing.append(f"{module}.{class_name}")
+            missing.append(f"{module}.{owner_name}")
             continue
-        missing += [f"{class_name}.{name}" for name in names if name not in _names_of(cls)]
+        missing += [f"{owner_name}.{name}" for name in names if name not in _names_of(owner)]
     return missing
 
 

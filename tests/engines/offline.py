@@ -28,6 +28,15 @@ TIGHT = {
     "max_num_batched_tokens": 64,
 }
 
+# vLLM's CPU worker makes room for what stages hand on only as it warms up, and it warms up only
+# when it compiles: an eager engine fails in its first batch.
+PIPELINE = {
+    "pipeline_parallel_size": 2,
+    "distributed_executor_backend": "mp",
+    "enforce_eager": False,
+    "compilation_config": {"mode": 2, "backend": "eager"},
+}
+
 
 def engine(model: str, **options: Any) -> Any:
     """Make a small engine on the CPU."""
@@ -296,17 +305,10 @@ def asynchronous_workers(model: str) -> Any:
 
 
 def pipeline_parallel(model: str) -> Any:
-    """Two batches of different requests are in flight, one in each of two workers.
-
-    vLLM's CPU worker makes room for what stages hand on only as it warms up, and it warms up only
-    when it compiles: an eager engine fails in its first batch.
-    """
+    """Two batches of different requests are in flight, one in each of two workers."""
     llm = engine_with_oracle(
         model,
-        pipeline_parallel_size=2,
-        distributed_executor_backend="mp",
-        enforce_eager=False,
-        compilation_config={"mode": 2, "backend": "eager"},
+        **PIPELINE,
         max_num_seqs=8,
     )
     batch = prompts([5, 40, 300, 700, 1100, 17] * 4)

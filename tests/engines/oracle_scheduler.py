@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class _WithOracle:
         self._note(process=multiprocessing.current_process().name)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        began = time.monotonic()
         self._oracle.look()
         output = super().schedule(*args, **kwargs)
         expected = self._oracle.batch(output)
@@ -47,10 +49,11 @@ class _WithOracle:
             number = next(self._oracle_batches)
             expected["num_inflight_batches"] = len(self._oracle_pending)
             self._oracle_pending.append((number, output))
-            self._note(batch=number, expected=expected)
+            self._note(batch=number, expected=expected, at=began)
         return output
 
     def update_from_output(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+        came = time.monotonic()
         returned = super().update_from_output(output, *args, **kwargs)
         if output.num_scheduled_tokens:
             number, pending = self._oracle_pending.popleft()
@@ -68,7 +71,7 @@ class _WithOracle:
                     for of in stats
                     if of.spec_decoding_stats
                 )
-            self._note(batch=number, expected=told)
+            self._note(batch=number, expected=told, at=came)
         return returned
 
     def _note(self, **what: Any) -> None:

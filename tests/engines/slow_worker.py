@@ -17,7 +17,7 @@ class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         self.began = time.monotonic()
-        if Path(os.environ["SLOW_MODEL"]).exists():
+        if self._is_last and Path(os.environ["SLOW_MODEL"]).exists():
             time.sleep(0.02)
         result = super().execute_model(*args, **kwargs)
         if result is not None:
@@ -29,8 +29,12 @@ class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
         self._note()
         return result
 
+    @property
+    def _is_last(self) -> bool:
+        return bool(self.rank == self.parallel_config.world_size - 1)
+
     def _note(self) -> None:
-        if self.rank == self.parallel_config.world_size - 1:
+        if self._is_last:
             ended = time.monotonic()
             with Path(os.environ["SLOW_MODEL"] + ".times").open("a") as times:
                 times.write(f"{self.began} {ended}\n")

@@ -18,11 +18,17 @@ import real_scheduler
 import vllm
 from real_scheduler import make_request, make_scheduler, model_output
 from real_vllm import read
+from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from sched_profiler.engines import vllm_binding
-from sched_profiler.engines.vllm import profiled_class
-from sched_profiler.engines.vllm_binding import OF_CLASSES, OF_SCHEDULER, version_warning
+from sched_profiler.engines.vllm import install, profiled_class
+from sched_profiler.engines.vllm_binding import (
+    OF_CLASSES,
+    OF_SCHEDULER,
+    OF_VLLM,
+    version_warning,
+)
 from sched_profiler.settings import Settings
 
 pytestmark = pytest.mark.vllm
@@ -156,6 +162,43 @@ def test_a_class_that_vllm_lacks(
         check_off(caplog, scheduler, [f"{module}.{class_name}"], log)
         assert serve(scheduler) == 3
     assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*OF_VLLM, *(f"{path}.{name}" for path, names in OF_VLLM.items() for name in names)],
+)
+def test_a_name_that_is_patched_and_not_there_does_not_keep_vllm_from_starting(
+    path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM calls its plug-ins without a net: what leaves ours would end it."""
+    monkeypatch.setattr("sched_profiler.engines.vllm._log_where_vllm_logs", lambda: None)
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", "1")
+    before = SchedulerConfig.get_scheduler_cls
+    module, _, way = path.partition(":")
+    owner: Any = import_module(module)
+    *steps, name = way.split(".")
+    for step in steps:
+        owner = getattr(owner, step)
+    with pytest.MonkeyPatch.context() as gone:
+        gone.delattr(owner, name)
+        install()
+    lacks = ".".join([*steps, name]) if steps else f"{module}.{name}"
+    assert said(caplog, logging.ERROR) == [
+        f"scheduler profiling is off: this vLLM lacks {lacks}; upgrade sched-profiler"
+    ]
+    assert SchedulerConfig.get_scheduler_cls is before
+
+
+def test_whatever_fails_in_the_installation_does_not_keep_vllm_from_starting(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged with its traceback."""
+    monkeypatch.setattr("sched_profiler.engines.vllm._log_where_vllm_logs", lambda: None)
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", "1")
+    monkeypatch.setattr("sched_profiler.engines.vllm.missing_of_vllm", lambda: 1 / 0)
+    install()
+    assert said(caplog, logging.ERROR) == ["scheduler profiling is off: it could not be installed"]
 
 
 PARTS = sorted(

@@ -97,15 +97,6 @@ def test_no_batch_is_missing_and_every_line_validates(served: Served) -> None:
     assert any(record.num_prefill_reqs and record.num_decode_reqs for record in records)
 
 
-def test_times_add_up_to_the_wall_time(served: Served) -> None:
-    """Σ(model_run + idle) is the time from the first schedule() to the last result."""
-    (records,) = served.runs
-    parts = sum((r.model_run_duration_ms or 0) + (r.idle_duration_ms or 0) for r in records)
-    last = records[-1]
-    wall = (last.timestamp - records[0].timestamp) * 1000 + (last.total_step_duration_ms or 0)
-    assert parts == pytest.approx(wall, rel=0.01)
-
-
 def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     """In vLLM's own log, in its format, from the engine core, without escape codes."""
     (records,) = served.runs

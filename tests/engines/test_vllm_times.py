@@ -32,7 +32,9 @@ def lower_quartile(values: list[float]) -> float:
 class Timed:
     """An engine that ran through phases: none, model, schedule, gap."""
 
+    mode: str
     records: dict[str, list[BatchRecord]]
+    wall_ms: dict[str, float]
     worker_ms: list[float]
 
     def typical(self, phase: str, value: Callable[[BatchRecord], float | None]) -> float:
@@ -56,11 +58,11 @@ class Timed:
         }
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=["sync", "async", "pipeline"])
 def timed(
     request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Timed:
-    """Run the phases in a synchronous and in an asynchronously scheduling engine."""
+    """Run the phases in a synchronous, an asynchronous, and a pipelined engine."""
     folder = tmp_path_factory.mktemp("timed")
     log = folder / "log.jsonl"
     environ = {
@@ -92,12 +94,20 @@ def timed(
         for line in (folder / "slow.times").read_text().splitlines()
     ]
     return Timed(
+        request.param,
         {
             phase: [r for r in records if began <= r.timestamp <= ended]
             for phase, (began, ended) in phases.items()
         },
+        {phase: 1000 * (ended - began) for phase, (began, ended) in phases.items()},
         [1000 * (ended - began) for began, ended in noted],
     )
+
+
+def check_idle(timed: Timed, added: dict[str, float]) -> None:
+    """Check that the model waits for that part of 20 ms during which it has nothing else to do."""
+    least = ADDED_MS / 4 if timed.mode == "async" else ADDED_MS - NOISE_MS
+    assert ADDED_MS + NOISE_MS > added["idle"] > least
 
 
 def test_a_slower_model_is_model_time_only(timed: Timed) -> None:
@@ -119,29 +129,25 @@ def test_a_slower_scheduler_is_schedule_time_and_the_idle_time_it_causes(timed: 
     assert added["schedule"] == pytest.approx(ADDED_MS, abs=2)
     assert added["model_run"] < NOISE_MS
     assert abs(added["update"]) < 2
-    # The model waits for the part of it during which it had nothing else to do.
-    assert ADDED_MS + NOISE_MS > added["idle"] > ADDED_MS / 4
+    check_idle(timed, added)
 
 
 def test_time_between_steps_is_idle_time_only(timed: Timed) -> None:
     """20 ms of sleep between two steps of the engine."""
     added = timed.added("gap")
-    assert ADDED_MS + NOISE_MS > added["idle"] > ADDED_MS / 4
+    check_idle(timed, added)
     assert added["model_run"] < NOISE_MS
     assert abs(added["schedule"]) < 2
     assert abs(added["update"]) < 2
 
 
-def test_parts_add_up_to_the_wall_time_in_every_phase(timed: Timed) -> None:
-    """Σ(model_run + idle) within 1% of last result - first schedule()."""
-    for records in timed.records.values():
-        first, last = records[0], records[-1]
-        wall = (last.timestamp - first.timestamp) * 1000 + (last.total_step_duration_ms or 0)
+def test_parts_add_up_to_the_time_that_the_caller_waited(timed: Timed) -> None:
+    """Σ(model_run + idle), but for what vLLM does before the first step and after the last."""
+    for phase, records in timed.records.items():
         parts = sum((r.model_run_duration_ms or 0) + (r.idle_duration_ms or 0) for r in records)
         # Of the first batch, only its own scheduling belongs to the phase.
-        parts += first.schedule_duration_ms + (first.queue_duration_ms or 0)
-        parts -= first.idle_duration_ms or 0
-        assert parts == pytest.approx(wall, rel=0.01)
+        parts += records[0].schedule_duration_ms - (records[0].idle_duration_ms or 0)
+        assert 0 < timed.wall_ms[phase] - parts < max(20, 0.05 * timed.wall_ms[phase])
 
 
 def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> None:

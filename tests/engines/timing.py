@@ -14,32 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import offline
-from vllm.platforms.cpu import CpuPlatform
-
-
-def keep_async_scheduling() -> None:
-    """Put back what vLLM's CPU platform switches off as it makes the configuration."""
-    check = CpuPlatform.check_and_update_config.__func__
-
-    def check_and_keep(cls: Any, config: Any) -> None:
-        asked_for = config.scheduler_config.async_scheduling
-        check(cls, config)
-        config.scheduler_config.async_scheduling = asked_for
-
-    CpuPlatform.check_and_update_config = classmethod(check_and_keep)
 
 
 def main(model: str, mode: str) -> None:
     """Run all phases."""
     options: dict[str, Any] = {"worker_cls": "slow_worker.SlowWorker"}
     if mode == "async":
-        keep_async_scheduling()
         options |= {"async_scheduling": True, "distributed_executor_backend": "mp"}
     elif mode == "pipeline":
-        # The profiling run that this brings makes the buffers between the stages.
-        options |= {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
-        options |= {"kv_cache_memory_bytes": None}
-    llm = offline.engine(model, **options)
+        options |= offline.PIPELINE
+    with offline.asynchronous_scheduling():
+        llm = offline.engine(model, **options)
     core = llm.llm_engine.engine_core.engine_core
     slow_model = Path(os.environ["SLOW_MODEL"])
     step, delays = core.step_fn, {"schedule": 0.0, "gap": 0.0}
