@@ -53,12 +53,12 @@ class BatchRecord:
     schedule_duration_ms: float = _field("Wall time of schedule(), in ms. Never null.", minimum=0)
     model_run_duration_ms: float | None = _field(
         "Time the batch had the model to itself, in ms: from the later of its hand-over to the "
-        "executor and the arrival of the previous batch's result, to the arrival of its own "
-        "result. Null where the engine reports scheduling only or the model returned no result.",
+        "executor and the moment in which the previous batch's result was available, until its own "
+        "was. Null where the engine reports scheduling only or the model returned no result.",
         minimum=0,
     )
     total_step_duration_ms: float | None = _field(
-        "Latency of the step, in ms: from the start of schedule() to the arrival of the result. "
+        "Latency of the step, in ms: from the start of schedule() until the result was available. "
         "Null where model_run_duration_ms is.",
         minimum=0,
     )
@@ -165,9 +165,9 @@ class BatchRecord:
         "Wall time in which the scheduler took in the result, in ms. Absent where unknown."
     )
     idle_duration_ms: float | None = _optional(
-        "How long the model had nothing to do before this batch, in ms: from the arrival of the "
-        "previous batch's result to the start of the model on this one; for the first batch of a "
-        "run, from the start of its schedule(). Absent where model_run_duration_ms is null."
+        "How long the model had nothing to do before this batch, in ms: from when the previous "
+        "batch's result was available to the start of the model on this one; for the first batch "
+        "of a run, from the start of its schedule(). Absent where model_run_duration_ms is null."
     )
     num_inflight_batches: int | None = _optional(
         "Batches without a result yet when this one was scheduled, itself not counted: 0 in a "

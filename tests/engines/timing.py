@@ -6,6 +6,7 @@ of its output is JSON: the Unix times between which each phase ran.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -23,7 +24,8 @@ def main(model: str, mode: str) -> None:
         options |= {"async_scheduling": True, "distributed_executor_backend": "mp"}
     elif mode == "pipeline":
         options |= offline.PIPELINE
-    with offline.asynchronous_scheduling():
+    keep = offline.asynchronous_scheduling() if mode == "async" else contextlib.nullcontext()
+    with keep:
         llm = offline.engine(model, **options)
     core = llm.llm_engine.engine_core.engine_core
     slow_model = Path(os.environ["SLOW_MODEL"])
