@@ -12,6 +12,7 @@ the hook costs when nothing else is in its way, and whether that grows with the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -166,7 +167,14 @@ class Loop:
     """A live loop: a scheduler kept full of requests that finish and are replaced."""
 
     def __init__(
-        self, model: Path, num_running: int, *, mixed: bool, seed: int = 0, model_s: float = 0
+        self,
+        model: Path,
+        num_running: int,
+        *,
+        mixed: bool,
+        seed: int = 0,
+        model_s: float = 0,
+        num_spare: int = 0,
     ) -> None:
         # Mixed: every step has a few prefill chunks beside the decodes.
         self.num_prefill = max(1, num_running // 64) if mixed else 0
@@ -176,8 +184,8 @@ class Loop:
         self.rng = random.Random(seed)
         self.scheduler = make_scheduler(
             model,
-            max_num_seqs=num_running + self.num_prefill,
-            max_num_batched_tokens=max(2048, num_running + 256 * self.num_prefill),
+            max_num_seqs=num_running + self.num_prefill + num_spare,
+            max_num_batched_tokens=max(2048, num_running + 256 * (self.num_prefill + num_spare)),
             num_blocks=num_running * 40 + 4000,
             enable_prefix_caching=True,
             max_model_len=2048,
@@ -267,6 +275,8 @@ class Replay:
     """A scheduler that does nothing but return the same step again and again."""
 
     get_request_counts = Scheduler.get_request_counts
+    # The hook reads the queues of vLLM's own schedulers without a detour.
+    __module__ = Scheduler.__module__
 
     def __init__(self, scheduler: Any, step: tuple[Any, Any]) -> None:
         self.__dict__ |= {
@@ -281,12 +291,14 @@ class Replay:
         return self._returned
 
 
-def replay(model: Path, num_running: int, folder: Path) -> dict[str, Any]:
-    """Return the cost of the hook on a decode-only step that is replayed in a tight loop, in µs."""
-    loop = Loop(model, num_running, mixed=False)
+def replay(model: Path, num_running: int, folder: Path, *, num_prefill: int = 0) -> dict[str, Any]:
+    """Return the cost of the hook on a step that is replayed in a tight loop, in µs."""
+    loop = Loop(model, num_running, mixed=False, num_spare=num_prefill)
     nothing_hook, _ = nothing(loop.scheduler, folder)
     for _ in range(30):
         loop.step(nothing_hook)
+    for _ in range(num_prefill):
+        loop.add(200, 10)
     output = loop.scheduler.schedule()
     result = model_output(output, [[7]] * len(output.num_scheduled_tokens))
     returned = loop.scheduler.update_from_output(output, result)
@@ -309,7 +321,8 @@ def replay(model: Path, num_running: int, folder: Path) -> dict[str, Any]:
     return {
         "contender": "sched_profiler",
         "running": num_running,
-        "batch": "decode-only",
+        "num_prefill": num_prefill,
+        "batch": "mixed" if num_prefill else "decode-only",
         "caches": "warm",
         "net_p50_us": best["probe"] - best["plain"],
     }
@@ -326,10 +339,13 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder) / "model")
-        for num_running in arguments.running:
-            row = replay(model, num_running, Path(folder))
+        for num_running, num_prefill in itertools.product(arguments.running, (0, 1, 8)):
+            row = replay(model, num_running, Path(folder), num_prefill=num_prefill)
             rows.append(row)
-            print(f"decode-only {num_running:>5} warm  sched_profiler {row['net_p50_us']:>9.2f} µs")
+            print(
+                f"{num_running:>5} running and {num_prefill} in prefill, warm:"
+                f" sched_profiler {row['net_p50_us']:>6.2f} µs"
+            )
         for mixed in (False, True):
             for num_running in arguments.running:
                 for swept in (False, True):

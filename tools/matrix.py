@@ -5,9 +5,9 @@
 
 The versions are those of vLLM's CPU build that the package index has, from `OLDEST_TESTED` in
 `sched_profiler/engines/vllm_binding.py` on; or the ones that are named. Each is installed by
-`tools/setup.sh` into an environment of its own, which is removed afterwards unless `--keep` is
-given: one at a time, or `--jobs`, of 3 GB each. The newest release that has no CPU build yet is put over the
-environment of the newest one that has; what runs there is vLLM's scheduler without a model.
+`tools/setup.sh` into an environment of its own, of 3 GB, which is removed afterwards unless
+`--keep` is given. The newest release that has no CPU build yet is put over the environment of the
+newest one that has; what runs there is vLLM's scheduler without a model.
 
 The output of each is in `build/matrix/VERSION.log`, the table also in `build/matrix/matrix.json`.
 Fails if one version does; a release without a CPU build that cannot be imported is no failure.

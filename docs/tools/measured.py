@@ -51,20 +51,33 @@ def hook_cost(batch: str, caches: str) -> str:
                 str(running),
                 f"{ours['vllm_p50_us']:.0f}",
                 *(f"{by_name[name]['net_p50_us']:.1f}" for name in contenders),
+                f"{ours['p99_us'] - by_name['nothing']['p50_us']:.0f}",
                 f"{ours['share']:.2%}",
             ]
         )
-    header = ["running requests", "vLLM's schedule + update, µs", *contenders, "our share"]
+    header = [
+        "running requests",
+        "vLLM's schedule + update, µs",
+        *contenders,
+        "our p99",
+        "our share",
+    ]
     return _table(header, rows)
 
 
 def warm_cost() -> str:
     """Return the cost of the hook on a step that is replayed in a tight loop."""
-    rows = [row for row in _load("hook_cost")["rows"] if row["caches"] == "warm"]
-    return _table(
-        ["running requests", *(str(row["running"]) for row in rows)],
-        [["µs a step", *(f"{row['net_p50_us']:.2f}" for row in rows)]],
-    )
+    cells: dict[int, list[dict[str, Any]]] = {}
+    for row in _load("hook_cost")["rows"]:
+        if row["caches"] == "warm":
+            cells.setdefault(row["num_prefill"], []).append(row)
+    header = ["µs a step; running requests", *(str(row["running"]) for row in cells[0])]
+    rows = [
+        [f"and {number} in prefill" if number else "decode only"]
+        + [f"{row['net_p50_us']:.2f}" for row in of_number]
+        for number, of_number in cells.items()
+    ]
+    return _table(header, rows)
 
 
 def writer_cost() -> str:

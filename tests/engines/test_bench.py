@@ -51,6 +51,18 @@ def test_the_cost_of_a_decode_step_does_not_grow_with_the_batch(tiny: Path, tmp_
     assert large < 1.5 * small
 
 
+def test_the_cost_of_a_mixed_step_grows_with_its_prefill_requests_only(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Not with the requests that decode beside them."""
+    one, many, eight = (
+        hook_cost.replay(tiny, running, tmp_path, num_prefill=prefill)["net_p50_us"]
+        for running, prefill in ((16, 1), (512, 1), (16, 8))
+    )
+    assert many < 1.5 * one
+    assert eight > 1.5 * one
+
+
 def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) -> None:
     """Of the writer's thread, for one request and for many."""
     small, large = (writer_cost.measure(number, tmp_path) for number in (1, 256))
