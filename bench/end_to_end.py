@@ -1,13 +1,15 @@
 """Throughput of a real vLLM engine with profiling against without, in one process.
 
-`make bench` runs it. One engine serves the same load again and again; profiling is attached for
-every other round, in balanced order (on, off, off, on, ...), so that the machine's drift meets both
-alike. The ratio off against off, of the same rounds, shows what is noise.
+`make bench` runs it. One engine serves a load that never ends: whoever finishes is replaced. Block
+by block of steps profiling is on or off, in balanced order (on, off, off, on, ...), so that the
+machine's drift meets both alike. Each block with profiling is set against the one without beside
+it. The ratio of blocks without profiling, off against off, shows what is noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -22,47 +24,63 @@ from tiny_model import make_tiny_model
 from sched_profiler import BatchProfiler, JsonlSink
 from sched_profiler.engines.vllm_probe import Probe, contents_of
 
+_NUM_RUNNING = 32
+_STEPS_IN_BLOCK = 100
+_KEPT = 0.95
+"""Of the steps of a block the slowest are left out: in them another process had the machine."""
 
-def rounds(llm: Any, scheduler: Any, log: Path, number: int) -> list[tuple[bool, float]]:
-    """Return for each round whether profiling was on, and its tokens per second."""
-    from vllm import SamplingParams  # noqa: PLC0415 - after the environment is set
 
-    draw = random.Random(3)
-    prompts = [
-        {"prompt_token_ids": [draw.randrange(3, 250) for _ in range(draw.choice([20, 200, 600]))]}
-        for _ in range(48)
-    ]
-    parameters = SamplingParams(max_tokens=48, ignore_eos=True, temperature=0)
-    measured = []
-    for index in range(number + 2):
-        on = index % 4 in (0, 3)
+class Load:
+    """Steps an engine, and keeps it full."""
+
+    def __init__(self, engine: Any) -> None:
+        from vllm import SamplingParams  # noqa: PLC0415 - after the environment is set
+
+        self._engine = engine
+        self._parameters = SamplingParams
+        self._numbers = itertools.count()
+        self._draw = random.Random(3)
+
+    def step(self) -> tuple[float, int]:
+        """Do one step; return the seconds it took and the tokens it brought."""
+        while self._engine.get_num_unfinished_requests() < _NUM_RUNNING:
+            number = next(self._numbers)
+            prompt = [self._draw.randrange(3, 250) for _ in range(self._draw.choice([20, 100]))]
+            # The first ones must not all finish at the same time.
+            length = self._draw.randint(5, 120) if number < _NUM_RUNNING else 60
+            parameters = self._parameters(max_tokens=length, ignore_eos=True, temperature=0)
+            self._engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters)
+        began = time.perf_counter()
+        self._engine.step()
+        return time.perf_counter() - began, _NUM_RUNNING
+
+
+def block(load: Load, scheduler: Any, log: Path, *, on: bool) -> float:
+    """Return the tokens per second of a block of steps."""
+    probe = profiler = None
+    if on:
         profiler = BatchProfiler(JsonlSink(log), contents_of=contents_of(scheduler))
         probe = Probe(scheduler, profiler)
-        llm.reset_prefix_cache()
-        if on:
-            probe.attach()
-        began = time.perf_counter()
-        outputs = llm.generate(prompts, parameters, use_tqdm=False)
-        seconds = time.perf_counter() - began
+        probe.attach()
+    steps = sorted(load.step() for _ in range(_STEPS_IN_BLOCK))
+    if probe is not None and profiler is not None:
         probe.detach()
         profiler.close()
-        tokens = sum(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) for o in outputs)
-        # The first two rounds warm up.
-        if index >= 2:
-            measured.append((on, tokens / seconds))
-    return measured
+    kept = steps[: int(_KEPT * len(steps))]
+    return sum(tokens for _, tokens in kept) / sum(seconds for seconds, _ in kept)
 
 
 def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Return the median of the ratios and its 95% bootstrap interval."""
+    """Return the geometric mean of the ratios and its 95% bootstrap interval."""
     draw = random.Random(0)
     ratios = [a / b for a, b in pairs]
-    resampled = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
-    return statistics.median(ratios), resampled[100], resampled[3900]
+    mean = statistics.geometric_mean
+    resampled = sorted(mean(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
+    return mean(ratios), resampled[100], resampled[3900]
 
 
 def neighbours(off: list[float]) -> list[tuple[float, float]]:
-    """Return pairs of rounds that ran one after the other, in either order by turns."""
+    """Return pairs of blocks that ran one after the other, in either order by turns."""
     pairs = list(zip(off[1::2], off[2::2], strict=False))
     return [pair if number % 2 else pair[::-1] for number, pair in enumerate(pairs)]
 
@@ -71,10 +89,16 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--rounds", type=int, default=48)
+    parser.add_argument("--blocks", type=int, default=400)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # A model on every core leaves none for the writer, as no model on a GPU does.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
     from vllm import LLM  # noqa: PLC0415 - after the environment is set
 
     with tempfile.TemporaryDirectory() as folder:
@@ -85,22 +109,29 @@ def main() -> None:
             enforce_eager=True,
             max_model_len=2048,
             max_num_batched_tokens=512,
-            max_num_seqs=32,
+            max_num_seqs=_NUM_RUNNING,
             kv_cache_memory_bytes=256 << 20,
         )
         scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-        measured = rounds(llm, scheduler, Path(folder) / "log.jsonl", arguments.rounds)
+        load, log = Load(llm.llm_engine), Path(folder) / "log.jsonl"
+        for _ in range(3):
+            block(load, scheduler, log, on=False)
+        measured = []
+        for number in range(arguments.blocks):
+            is_on = number % 4 in (0, 3)
+            measured.append((is_on, block(load, scheduler, log, on=is_on)))
     on = [rate for is_on, rate in measured if is_on]
     off = [rate for is_on, rate in measured if not is_on]
     result = {
-        "on_against_off": ratio(list(zip(on, off, strict=False))),
+        "on_against_off": ratio(list(zip(on, off, strict=True))),
         "off_against_off": ratio(neighbours(off)),
-        "rounds": len(measured),
-        "tokens_per_second_off": statistics.median(off),
+        "blocks": len(measured),
+        "step_ms": 1000 * _NUM_RUNNING / statistics.median(off),
     }
     for name in ("on_against_off", "off_against_off"):
         middle, low, high = result[name]
         print(f"throughput, {name.replace('_', ' ')}: {middle:.4f} ({low:.4f} to {high:.4f})")
+    print(f"a step takes {result['step_ms']:.1f} ms")
     (arguments.out / "end_to_end.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sched_profiler.engines.vllm_stamp import STAMP, result_ready
@@ -28,6 +29,7 @@ class _Events(NamedTuple):
     """What a batch holds and what happened before it, beyond decodes of one token each."""
 
     prefill: dict[str, int]  # chunk by request
+    surplus: int  # tokens in prefill, less one for each request
     prefill_context: int  # tokens computed before the batch, over the requests in prefill
     new_context: int  # likewise, over the requests that vLLM reports as new
     num_new: int
@@ -40,7 +42,9 @@ class _Events(NamedTuple):
 _COMPUTED = 8
 """Where in a batch the tokens computed of each request are."""
 
-_NO_EVENTS = _Events({}, 0, 0, 0, 0, 0, 0, 0)
+_NO_EVENTS = _Events({}, 0, 0, 0, 0, 0, 0, 0, 0)
+# What the class itself does is slower.
+_events = partial(tuple.__new__, _Events)
 
 
 class Probe:
@@ -146,7 +150,8 @@ class Probe:
             if total := output.total_num_scheduled_tokens:
                 length = self._length
                 num_reqs = len(output.num_scheduled_tokens)
-                if total != num_reqs:
+                # What is left, if every decode chunk is 1, is what the prefill chunks are longer.
+                if total - num_reqs != (events.surplus if events else 0):
                     events, decode = self._chunks(output, events)
                 batch = (
                     began,
@@ -317,15 +322,10 @@ class Probe:
             num_accepted += max(num_sampled - 1, 0)
         return num_drafts, num_accepted
 
-    def _chunks(
-        self, output: Any, events: _Events | None
-    ) -> tuple[_Events | None, list[int] | None]:
-        """Return the events and the decode chunks of a batch; no chunks where all of them are 1."""
+    def _chunks(self, output: Any, events: _Events | None) -> tuple[_Events | None, list[int]]:
+        """Return the events and the decode chunks of a batch in which not all of these are 1."""
         chunks = output.num_scheduled_tokens
         prefill = events.prefill if events else {}
-        num_decode = len(chunks) - len(prefill)
-        if output.total_num_scheduled_tokens - sum(prefill.values()) == num_decode:
-            return events, None
         drafts = output.scheduled_spec_decode_tokens
         # KV cache that was lost, and not by a preemption: a connector failed to load it.
         again = {
@@ -337,11 +337,9 @@ class Probe:
             for req_id in again:
                 self._begin_prefill(req_id)
             events = events or _NO_EVENTS
-            more, context = self._prefill_of(again)
-            events = events._replace(
-                prefill={**prefill, **more}, prefill_context=events.prefill_context + context
-            )
-        prefill = events.prefill if events else {}
+            prefill = prefill.copy()
+            context = events.prefill_context + self._add_prefill(again, prefill)
+            events = events._replace(prefill=prefill, prefill_context=context)
         return events, [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
 
     def _follow(self, output: Any) -> _Events:
@@ -353,32 +351,48 @@ class Probe:
         for req_id in output.finished_req_ids:
             watched.pop(req_id, None)
         num_new = num_resumed = num_cached = new_context = 0
+        first = []
         for data in output.scheduled_new_reqs:
             new_context += data.num_computed_tokens
+            if data.req_id not in watched:
+                first.append(data)
+                continue
             # Model runner v2 is told of resumed requests as if they were new.
-            if data.req_id in watched:
-                num_resumed += 1
-            elif not self._continues(data.req_id):
-                num_new += 1
-                num_cached += data.num_computed_tokens
+            num_resumed += 1
             self._begin_prefill(data.req_id)
         for req_id in output.scheduled_cached_reqs.resumed_req_ids:
             num_resumed += 1
             self._begin_prefill(req_id)
         if not output.total_num_scheduled_tokens:
             return _NO_EVENTS
-        prefill, prefill_context = self._prefill_of(output.num_scheduled_tokens)
+        chunks = output.num_scheduled_tokens
+        prefill: dict[str, int] = {}
+        context = self._add_prefill(chunks, prefill) if watched else 0
+        for data in first:
+            req_id = data.req_id
+            request = self._scheduler.requests[req_id]
+            if request.streaming_queue is None or not self._continues(request):
+                num_new += 1
+                num_cached += data.num_computed_tokens
+            # Nothing is generated yet, so this is a prefill.
+            prefill[req_id] = chunks[req_id]
+            context += data.num_computed_tokens
+            if request.is_prefill_chunk:
+                watched[req_id] = request
         num_finished, num_preempted = self._carried or (0, 0)
         self._carried = None
-        return _Events(
-            prefill,
-            prefill_context,
-            new_context,
-            num_new,
-            num_resumed,
-            num_cached,
-            num_preempted + len(output.preempted_req_ids or ()),
-            num_finished,
+        return _events(
+            (
+                prefill,
+                sum(prefill.values()) - len(prefill),
+                context,
+                new_context,
+                num_new,
+                num_resumed,
+                num_cached,
+                num_preempted + len(output.preempted_req_ids or ()),
+                num_finished,
+            )
         )
 
     def _carry(self, output: Any) -> None:
@@ -394,19 +408,15 @@ class Probe:
         self._watched.pop(req_id, None)
         self._watched[req_id] = self._scheduler.requests[req_id]
 
-    def _continues(self, req_id: str) -> bool:
+    def _continues(self, session: Any) -> bool:
         """Tell whether this is further input of a session that was in a batch before."""
-        request = self._scheduler.requests[req_id]
-        if request.streaming_queue is None:
-            return False
-        if request in self._sessions:
+        if session in self._sessions:
             return True
-        self._sessions.add(request)
+        self._sessions.add(session)
         return False
 
-    def _prefill_of(self, chunks: dict[str, int]) -> tuple[dict[str, int], int]:
-        """Return the prefill chunks of the batch and their context; see "phase" in the docs."""
-        prefill: dict[str, int] = {}
+    def _add_prefill(self, chunks: dict[str, int], prefill: dict[str, int]) -> int:
+        """Add the prefill chunks of those watched and return their context; see docs on phases."""
         context = 0
         last_chunks = []
         for req_id, request in self._watched.items():
@@ -423,7 +433,7 @@ class Probe:
                 last_chunks.append(req_id)
         for req_id in last_chunks:
             del self._watched[req_id]
-        return prefill, context
+        return context
 
 
 class _WaitingByCounts:
