@@ -82,7 +82,12 @@ class _RecordMaker:
         return self._bring_home(self._sink.flush)
 
     def close(self) -> bool:
-        return self._bring_home(self._sink.close)
+        if self._bring_home(self._sink.close):
+            return True
+        # Nobody asks the sink again.
+        self.num_lost += self._num_unflushed
+        self._num_unflushed = 0
+        return False
 
     def _bring_home(self, call: Callable[[], None]) -> bool:
         if self._sink_boundary.guard(call):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.boundary import Boundary
+from sched_profiler.sinks.base import RunSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sched_profiler.manifest import Run
     from sched_profiler.record import BatchRecord
     from sched_profiler.sinks.base import Sink
 
@@ -21,6 +23,12 @@ class TeeSink:
     def __init__(self, *sinks: Sink, strict: bool = False) -> None:
         """Write to `sinks` in this order; with `strict` let their failures through (tests)."""
         self._guarded = [(sink, Boundary(f"sink {sink!r}", strict=strict)) for sink in sinks]
+
+    def begin_run(self, run: Run) -> None:
+        """Tell the sinks that keep a manifest of the run."""
+        for sink, _ in self._guarded:
+            if isinstance(sink, RunSink):
+                sink.begin_run(run)
 
     def write(self, record: BatchRecord) -> None:
         """Give the record to every sink that still works."""
