@@ -93,6 +93,8 @@ class _RecordMaker:
         if self._sink_boundary.guard(call):
             self._num_unflushed = 0
             return True
+        # A file may have taken a part of them before the disk was full; a sink that knows says so.
+        self._num_unflushed = getattr(self._sink, "num_unwritten", self._num_unflushed)
         self._count_unflushed()
         return False
 

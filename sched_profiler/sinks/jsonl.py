@@ -164,6 +164,11 @@ class JsonlSink:
             self._end()
 
     @property
+    def num_unwritten(self) -> int:
+        """Records taken that are not with the operating system yet."""
+        return self._num_lines
+
+    @property
     def shown(self) -> str:
         """Where the records go, for a message."""
         return str(self.path)

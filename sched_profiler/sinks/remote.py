@@ -139,6 +139,11 @@ class RemoteSink:
             self._finish()
 
     @property
+    def num_unwritten(self) -> int:
+        """Records taken that are not in the spool yet."""
+        return self._spool.num_unwritten
+
+    @property
     def shown(self) -> str:
         """Where the records go, for a message: the URL without credentials."""
         return without_credentials(self._url)

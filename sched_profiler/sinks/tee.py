@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.boundary import Boundary
+from sched_profiler.errors import SinkUnavailableError
 from sched_profiler.sinks.base import RunSink
 
 if TYPE_CHECKING:
@@ -42,9 +43,25 @@ class TeeSink:
         """Close every sink that still works."""
         self._each(lambda sink: sink.close())
 
+    @property
+    def num_unwritten(self) -> int:
+        """Records that one of the sinks took and has not brought home."""
+        return max((getattr(sink, "num_unwritten", 0) for sink, _ in self._guarded), default=0)
+
     def _each(self, call: Callable[[Sink], None]) -> None:
+        unavailable: list[SinkUnavailableError] = []
+
+        def attempt(sink: Sink) -> None:
+            try:
+                call(sink)
+            except SinkUnavailableError as error:
+                unavailable.append(error)
+
         for sink, boundary in self._guarded:
-            boundary.guard(call, sink)
+            boundary.guard(attempt, sink)
+        if unavailable:
+            # The others have their turn; who counts what is lost must know.
+            raise unavailable[0]
 
     def __repr__(self) -> str:
         """Return the sinks behind it."""
