@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["is_url", "redacted", "without_credentials"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# With its user and its query, in a text that may quote it.
+_URL_IN_TEXT = re.compile(
+    r"([a-z][a-z0-9+.-]*://)([^\s'\"/@]+@)?([^\s'\"?]*)(\?[^\s'\"]*)?", re.IGNORECASE
+)
 _TELLING_NAME = re.compile(
     r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|CONNECTION_STRING|SIGNATURE"
 )
@@ -43,14 +47,22 @@ def without_credentials(name: str) -> str:
 
 
 def redacted(text: str, *urls: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return `text` with the credentials of `urls` and of the environment replaced by `***`."""
+    """Return `text` without credentials: `***` stands for them.
+
+    Known are those of `urls` and of the environment; of any other URL, user and query are left out.
+    """
     secrets = {value for url in urls for value in _secrets_of_url(url)}
     secrets |= {value for name, value in environ.items() if _TELLING_NAME.search(name.upper())}
     # Longest first: one secret may be part of another.
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, "***")
-    return text
+    return _URL_IN_TEXT.sub(_veiled, text)
+
+
+def _veiled(match: re.Match[str]) -> str:
+    scheme, user, rest, query = match.groups()
+    return f"{scheme}{'***@' if user else ''}{rest}{'?***' if query else ''}"
 
 
 def _secrets_of_url(url: str) -> set[str]:

@@ -20,6 +20,8 @@ __all__ = ["Store", "require"]
 
 # What pip calls the extra, where fsspec needs one more package for a kind of URL.
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
+# Where a file needs its folder; object stores have none, and some would take it for a bucket.
+_WITH_FOLDERS = ("dbfs", "file", "ftp", "hdfs", "local", "sftp", "smb", "ssh", "webhdfs")
 _WITHOUT_CREDENTIALS = ("s3", "s3a", "gs", "gcs")
 
 
@@ -143,6 +145,8 @@ class Store:
         target = posixpath.join(self._target(), name)
         with self._errors(UploadError):
             fs = self._opened()
+            if self.url.partition("://")[0].lower() in _WITH_FOLDERS:
+                fs.makedirs(posixpath.dirname(target), exist_ok=True)
             fs.put_file(str(file), target)
             fs.invalidate_cache()
             arrived = fs.info(target)["size"]
