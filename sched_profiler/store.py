@@ -5,7 +5,12 @@ Every failure becomes an error of ours whose message holds no credential.
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import os
 import posixpath
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,7 +18,7 @@ from sched_profiler.errors import LogError, SchedProfilerError, SettingError, Up
 from sched_profiler.redact import redacted, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["Store", "require"]
@@ -153,6 +158,10 @@ class Store:
         if arrived != size:
             raise UploadError(f"{self.url}: {arrived} of the {size} bytes of {name} arrived")
 
+    def leave_open(self) -> None:
+        """Let the client be as it is when the interpreter ends; it would complain of being left."""
+        _own_loop(os.getpid())[1].append(self._fs)
+
     def _target(self) -> str:
         with self._errors(UploadError):
             self._opened()
@@ -162,7 +171,11 @@ class Store:
         if self._fs is None:
             import fsspec  # noqa: PLC0415 - no part of the base install
 
-            self._fs, self._path = fsspec.core.url_to_fs(self._secret_url)
+            options: dict[str, Any] = {}
+            kind = fsspec.get_filesystem_class(self._secret_url.partition("://")[0].lower())
+            if kind.async_impl:
+                options = {"loop": _own_loop(os.getpid())[0], "skip_instance_cache": True}
+            self._fs, self._path = fsspec.core.url_to_fs(self._secret_url, **options)
         return self._fs
 
     @contextmanager
@@ -180,3 +193,43 @@ class Store:
     def _reason(self, error: Exception) -> str:
         text = " ".join(str(error).split()) or "no reason given"
         return redacted(f"{type(error).__name__}: {text}", self._secret_url)[:300]
+
+
+@functools.cache
+def _own_loop(_pid: int) -> tuple[asyncio.AbstractEventLoop, list[Any]]:
+    """Return the event loop on which clients of storage run in this process, and what it keeps.
+
+    It is not the one that fsspec would share with the engine.
+    """
+    loop, kept = asyncio.new_event_loop(), list[Any]()
+    loop.set_default_executor(_Threads())
+    # What a thread that is never joined holds is never taken apart.
+    threading.Thread(
+        target=_run_for_ever, args=(loop, kept), name="sched-profiler-io", daemon=True
+    ).start()
+    return loop, kept
+
+
+def _run_for_ever(loop: asyncio.AbstractEventLoop, kept: list[Any]) -> None:
+    loop.run_forever()
+    kept.clear()
+
+
+class _Threads(ThreadPoolExecutor):
+    """Runs each call on a thread of its own, also while the interpreter ends.
+
+    Its base refuses that from the moment in which the main thread has ended: before the last action
+    of a profiler that nobody closed, which is to upload what is left.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="sched-profiler-io", daemon=True).start()
+        return future

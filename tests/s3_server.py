@@ -100,6 +100,7 @@ class S3Server:
                     f"-s3.config={self.folder / 's3.json'}",
                     "-s3.autoCreateBucket=false",
                     "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
                 ],
                 stdout=log,
                 stderr=log,

@@ -171,6 +171,8 @@ class RemoteSink:
                 ", ".join(left),
             )
         self._spool.locks.release_all()
+        if self._store is not None and not threading.main_thread().is_alive():
+            self._store.leave_open()
 
     def _run(self) -> None:
         lower_priority()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -168,7 +171,7 @@ def test_a_server_that_is_killed_in_an_upload_and_started_again_gets_every_recor
     put = Store.put
 
     def noticed_put(store: Store, file: Path, name: str) -> None:
-        if file.stat().st_size > 10 << 20:
+        if file.stat().st_size > 1 << 20:
             uploading.set()
         put(store, file, name)
 
@@ -180,11 +183,12 @@ def test_a_server_that_is_killed_in_an_upload_and_started_again_gets_every_recor
         for _ in range(3):
             serve(profiler, 1000, num_decodes=5000)
             assert profiler.flush(20)
-        assert uploading.wait(10)
+        assert uploading.wait(30)
         s3.kill()
         serve(profiler, 600)
         until(lambda: "uploading is tried again" in caplog.text, 60)
     finally:
+        s3.kill()
         s3.start()
     assert profiler.close(timeout=90)
     (run,) = verify("s3://bucket/killed/").runs
@@ -192,6 +196,30 @@ def test_a_server_that_is_killed_in_an_upload_and_started_again_gets_every_recor
     assert caplog.text.count("uploading is tried again") == 1
     assert "is reached again after" in caplog.text
     assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["pass", "time.sleep(2)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_what_is_left_at_the_end_of_the_process_is_uploaded_without_a_close(
+    tmp_path: Path, s3: S3Server, end: str
+) -> None:
+    """Although the interpreter takes no new work for its threads by then; and nothing is logged."""
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from engine_under_test import serve
+from sched_profiler import BatchProfiler, RemoteSink
+profiler = BatchProfiler(RemoteSink("s3://bucket/" + sys.argv[1], spool=sys.argv[1]))
+serve(profiler, 100)
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == (-signal.SIGTERM if "kill" in end else 0)
+    assert is_empty(tmp_path)
+    (run,) = verify(f"s3://bucket/{tmp_path}").runs
+    assert (run.num_records, run.end) == (100, "clean")
 
 
 @pytest.mark.parametrize(
