@@ -28,12 +28,12 @@ if TYPE_CHECKING:
         ConsoleSink,
         JsonlSink,
         MemorySink,
-        RemoteSink,
         Rotation,
         RunSink,
         Sink,
         TeeSink,
     )
+    from sched_profiler.sinks.remote import RemoteSink
 
 __version__ = "0.1.0"
 
@@ -82,12 +82,12 @@ _HOMES = {
         "ConsoleSink",
         "JsonlSink",
         "MemorySink",
-        "RemoteSink",
         "Rotation",
         "RunSink",
         "Sink",
         "TeeSink",
     ),
+    "sinks.remote": ("RemoteSink",),
 }
 
 

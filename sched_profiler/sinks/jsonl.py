@@ -170,8 +170,11 @@ class JsonlSink:
 
     @property
     def shown(self) -> str:
-        """Where the records go, for a message."""
-        return str(self.path)
+        """Where the records go, for a message: the file that grows, as far as that is known."""
+        names = self._names
+        if names is None and self._run is not None:
+            names = self._names_of(self._run.run_id, self._run.dp_rank)[0]
+        return str(self.path if names is None else names.current(rotates=self._rotation.is_on))
 
     @property
     def names(self) -> LogNames | None:
@@ -183,14 +186,15 @@ class JsonlSink:
         return f"JsonlSink({str(self.path)!r})"
 
     def _begin(self, record: BatchRecord) -> None:
-        values = placeholder_values(
-            run_id=record.run_id or secrets.token_hex(6),
-            dp_rank=record.dp_rank,
-            pid=os.getpid(),
-            time_ns=self._clock.time_ns(),
-        )
-        self._names = LogNames.of_run(str(self.path), label=self._label, values=values)
+        run_id = record.run_id or secrets.token_hex(6)
+        self._names, values = self._names_of(run_id, record.dp_rank)
         self._log_name = self._log_name_of(values)
+
+    def _names_of(self, run_id: str, dp_rank: int | None) -> tuple[LogNames, Mapping[str, str]]:
+        values = placeholder_values(
+            run_id=run_id, dp_rank=dp_rank, pid=os.getpid(), time_ns=self._clock.time_ns()
+        )
+        return LogNames.of_run(str(self.path), label=self._label, values=values), values
 
     def _log_name_of(self, values: Mapping[str, str]) -> str:  # noqa: ARG002 - for subclasses
         """Return what the manifest calls the log."""

@@ -277,6 +277,17 @@ def test_a_lock_whose_file_is_gone_is_no_lock(
     assert not RunLocks().take(path)
 
 
+def test_where_the_records_go_is_known_before_the_first(tmp_path: Path) -> None:
+    """A message at the start names the file that `tail -F` can follow."""
+    sink = JsonlSink(tmp_path / "r{dp_rank}.jsonl", rotation=Rotation(part_seconds=60))
+    assert sink.shown == str(tmp_path / "r{dp_rank}.jsonl")
+    with BatchProfiler(sink, dp_rank=1) as profiler:
+        assert sink.shown == str(tmp_path / f"r1.{profiler.run_id}.jsonl")
+        serve(profiler, 1)
+        assert profiler.flush(5)
+        assert Path(sink.shown).exists()
+
+
 def test_a_part_that_is_empty_is_not_closed(tmp_path: Path) -> None:
     """Closing what nothing was written to makes no file."""
     sink = JsonlSink(tmp_path / "log.jsonl", rotation=Rotation(part_seconds=1))
