@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from engine_under_test import engine, serve, until
 
-from sched_profiler import BatchProfiler, JsonlSink, Rotation
+from sched_profiler import BatchProfiler, JsonlSink, Rotation, compression
 from sched_profiler.cli import main
 from sched_profiler.reader import read_records
 from sched_profiler.testing import FakeClock
@@ -198,12 +198,15 @@ def test_a_file_that_is_moved_away_is_made_anew(tmp_path: Path) -> None:
 def test_a_killed_process_loses_at_most_a_second(tmp_path: Path, rotation: str) -> None:
     """At 20 records a millisecond; the file can be read, and verify says what is not there."""
     with engine(f"JsonlSink({str(tmp_path / 'log.jsonl')!r}, rotation={rotation})") as running:
-        time.sleep(2)
+        began = time.monotonic()
+        time.sleep(3)
         num_handed_over = running.killed()
+        a_second = num_handed_over / (time.monotonic() - began)
     report = verify(tmp_path)
     (run,) = report.runs
-    assert num_handed_over > 10_000
-    assert num_handed_over - run.num_records < 20_000
+    # What was dropped while the writer did not keep up is counted, and so not lost.
+    num_lost = num_handed_over - run.num_records - run.num_missing
+    assert num_lost <= a_second
     assert run.end == "none"
     assert run.num_duplicates == 0
     assert run.num_unexplained == 0
@@ -318,17 +321,29 @@ def test_memory_stays_flat_however_fast_records_come(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 16 << 20
 
 
-def test_compression_does_not_hold_up_the_writer(tmp_path: Path) -> None:
-    """Even where closed parts come faster than they are compressed, no batch is dropped."""
-    rotation = Rotation(part_bytes=2 << 20, compress="gzip")
+def test_compression_does_not_hold_up_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes; closed parts wait for it, batches do not."""
+    may_go_on = threading.Event()
+    compress = compression.compress
+
+    def slow(path: Path, way: str) -> Path:
+        assert may_go_on.wait(60)
+        return compress(path, way)
+
+    monkeypatch.setattr(compression, "compress", slow)
+    rotation = Rotation(part_bytes=200_000, compress="gzip")
     profiler = BatchProfiler(JsonlSink(tmp_path / "log.jsonl", rotation=rotation))
-    for _ in range(60):
-        serve(profiler, 200, num_decodes=500)
-        time.sleep(0.03)
+    for _ in range(10):
+        serve(profiler, 300, num_decodes=100)
+        assert profiler.flush(30)
+    assert len(list(tmp_path.glob("*Z-*.jsonl"))) > 5
+    may_go_on.set()
     assert profiler.close(30)
     assert profiler.num_dropped_records == 0
     (run,) = verify(tmp_path).runs
-    assert (run.num_records, run.num_missing, run.num_duplicates) == (12_000, 0, 0)
+    assert (run.num_records, run.num_missing, run.num_duplicates) == (3000, 0, 0)
 
 
 def test_no_thread_of_ours_outlives_the_close(tmp_path: Path) -> None:

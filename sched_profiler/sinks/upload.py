@@ -102,6 +102,8 @@ def upload_folder(folder: Path, url: str | None = None) -> Iterator[Leftover]:
 
 
 def _upload_run(names: LogNames, url: str | None) -> Leftover:
+    if not names.parts() and not names.current(rotates=True).exists() and not destination_of(names):
+        return Leftover(names.own, 0, "a log without rotation has no parts; copy its file instead")
     if url is None:
         return Leftover(names.own, 0, "bound for no URL; say where with --to")
     before = 0

@@ -18,7 +18,7 @@ import pytest
 from engine_under_test import engine, serve, until
 from s3_server import S3Server
 
-from sched_profiler import BatchProfiler, RemoteSink, Rotation, SettingError
+from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, SettingError
 from sched_profiler.cli import main
 from sched_profiler.reader import read_records
 from sched_profiler.sinks import remote
@@ -376,6 +376,24 @@ def test_parts_must_be_closed_to_be_uploaded() -> None:
     """A rotation that closes none would never upload any."""
     with pytest.raises(SettingError, match="set part_seconds"):
         RemoteSink("memory://x/", rotation=Rotation())
+
+
+def test_upload_leaves_a_log_without_rotation_alone(
+    tmp_path: Path, memory: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file may be another run's as well; and one with rotation needs to be told where to."""
+    with BatchProfiler(JsonlSink(tmp_path / "plain.jsonl")) as profiler:
+        serve(profiler, 1)
+    sink = JsonlSink(tmp_path / "parts.jsonl", rotation=Rotation(part_seconds=60))
+    with BatchProfiler(sink) as profiler:
+        serve(profiler, 1)
+    before = {path.name for path in tmp_path.glob("plain.*")}
+    assert main(["upload", str(tmp_path)]) == 1
+    assert "bound for no URL; say where with --to" in capsys.readouterr().out
+    assert main(["upload", str(tmp_path), "--to", "memory://there/"]) == 1
+    assert "without rotation has no parts" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert len(list(read_records("memory://there/"))) == 1
 
 
 @pytest.mark.parametrize(
