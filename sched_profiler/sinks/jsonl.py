@@ -111,6 +111,7 @@ class JsonlSink:
         self._num_written = 0
         self._num_removed = 0
         self._num_batches = 0
+        self._has_ended = False
 
     def begin_run(self, run: Run) -> None:
         """Keep a manifest of this run, from the first record on."""
@@ -127,6 +128,7 @@ class JsonlSink:
         with self._lock:
             if self._names is None:
                 self._begin(record)
+            self._has_ended = False
             # Each batch has its number, also one that was lost on its way here.
             self._num_batches = max(self._num_batches, record.batch_id + 1)
             self._make_room(len(line))
@@ -282,7 +284,6 @@ class JsonlSink:
 
     def _look_after_parts(self) -> None:
         assert self._names is not None  # noqa: S101 - for the type checker: a record has come
-        self.locks.release(self._names.lock)
         self.locks.take(self._names.lock)
         if self._keeper is None:
             self._keeper = PartsKeeper(
@@ -339,6 +340,9 @@ class JsonlSink:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+        if self._has_ended:
+            return
+        self._has_ended = True
         # Without the lock, which the keeper may want.
         keeper, self._keeper = self._keeper, None
         all_done = keeper is None or keeper.close()

@@ -100,27 +100,27 @@ class RunLocks:
     def take(self, path: Path) -> bool:
         """Take a lock if nobody else has it; tell whether it is held now."""
         with self._guard:
-            if path in self._held:
-                return True
+            held = self._held.get(path)
+            if held is not None:
+                if _is_at(path, held):
+                    return True
+                # Somebody removed the folder: that lock keeps nobody away any more.
+                os.close(self._held.pop(path))
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except OSError:
                 return False
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its holder may have removed it just before we got it.
-                there = os.path.samestat(os.stat(path), os.fstat(file))  # noqa: PTH116 - as fstat
             except OSError:
-                there = False
-            if not there:
+                os.close(file)
+                return False
+            # Its holder may have removed it just before we got it.
+            if not _is_at(path, file):
                 os.close(file)
                 return False
             self._held[path] = file
             return True
-
-    def holds(self, path: Path) -> bool:
-        """Tell whether a lock is held."""
-        return path in self._held
 
     def release(self, path: Path) -> None:
         """Give a lock back and remove its file."""
@@ -135,6 +135,13 @@ class RunLocks:
         """Give all locks back."""
         for path in list(self._held):
             self.release(path)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except OSError:
+        return False
 
 
 def settle(names: LogNames, *, compress: str | None) -> None:

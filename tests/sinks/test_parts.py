@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -260,6 +261,22 @@ def test_the_lock_of_a_live_run_cannot_be_taken(tmp_path: Path) -> None:
     assert not path.exists()
     assert theirs.take(path)
     theirs.release_all()
+
+
+def test_a_run_holds_its_lock_all_the_time(tmp_path: Path) -> None:
+    """Also while it goes on in a new part, and again after its folder was removed."""
+    sink = JsonlSink(tmp_path / "logs" / "log.jsonl", rotation=Rotation(part_bytes=LINE_BYTES))
+    write(sink, range(2))
+    assert sink.names is not None
+    lock = sink.names.lock
+    inode = lock.stat().st_ino
+    write(sink, range(2, 9))
+    assert lock.stat().st_ino == inode
+    shutil.rmtree(tmp_path / "logs")
+    write(sink, range(9, 12))
+    assert not RunLocks().take(lock)
+    sink.close()
+    assert not lock.exists()
 
 
 def test_a_lock_whose_file_is_gone_is_no_lock(

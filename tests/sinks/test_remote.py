@@ -94,6 +94,20 @@ def test_records_arrive_as_compressed_parts_with_a_manifest(tmp_path: Path, memo
     assert (run.num_records, run.num_missing, run.end) == (300, 0, "clean")
 
 
+def test_a_sink_that_is_closed_goes_on_and_may_be_closed_again(tmp_path: Path, memory: Any) -> None:
+    """A signal closes it, the engine goes on for a while, and closes it at last."""
+    sink = RemoteSink("memory://again/", spool=tmp_path)
+    profiler = BatchProfiler(sink, background=False)
+    for _ in range(2):
+        serve(profiler, 10)
+        sink.close()
+        assert is_empty(tmp_path)
+    assert profiler.close()
+    assert is_empty(tmp_path)
+    (run,) = verify("memory://again/").runs
+    assert (run.num_records, run.num_missing, run.end) == (20, 0, "clean")
+
+
 def test_a_url_of_a_file_gives_the_objects_its_name(tmp_path: Path, memory: Any) -> None:
     """They are beside each other all the same."""
     with BatchProfiler(RemoteSink("memory://a/b/run.jsonl", spool=tmp_path)) as profiler:
