@@ -365,8 +365,9 @@ class JsonlSink:
         now = self._clock.time_ns() / 1e9
         if self._manifest is None:
             self._manifest = run.manifest(log=self._log_name, started=now, updated=now)
-        # What was lost on its way here has a batch_id too, unless it was the last.
-        num_lost = self._num_batches - self._num_written - self._num_lines
+        # What was lost on its way here has a batch_id too, unless it was the last; and what is
+        # still to be written at the end never will be.
+        num_lost = self._num_batches - self._num_written - (0 if ended else self._num_lines)
         manifest = attrs.evolve(
             self._manifest,
             updated=now,

@@ -7,6 +7,8 @@ import gzip
 import os
 import re
 import shutil
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from sched_profiler import (
 )
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.reader import read_records
-from sched_profiler.sinks.parts import RunLocks
+from sched_profiler.sinks.parts import RunLocks, lower_priority
 from sched_profiler.testing import FakeClock
 from sched_profiler.verify import verify
 
@@ -303,6 +305,23 @@ def test_where_the_records_go_is_known_before_the_first(tmp_path: Path) -> None:
         serve(profiler, 1)
         assert profiler.flush(5)
         assert Path(sink.shown).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
+def test_threads_of_ours_give_way_to_the_engine() -> None:
+    """And the engine's own priority is as before."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[int] = []
+
+    def run() -> None:
+        lower_priority()
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [min(19, before + 10)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_part_that_is_empty_is_not_closed(tmp_path: Path) -> None:

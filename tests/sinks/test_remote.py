@@ -150,7 +150,9 @@ def test_the_oldest_parts_give_way_when_the_spool_is_full(
     assert run.num_records + run.num_removed == 1000
 
 
-def test_a_full_day_on_a_real_server(tmp_path: Path, s3: S3Server) -> None:
+def test_a_full_day_on_a_real_server(
+    tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two engines with the same setting, read back as one; nothing is missing or double."""
     sinks = [RemoteSink("s3://bucket/day/", spool=tmp_path, rotation=SOON) for _ in range(2)]
     profilers = [BatchProfiler(sink, dp_rank=rank) for rank, sink in enumerate(sinks)]
@@ -167,6 +169,8 @@ def test_a_full_day_on_a_real_server(tmp_path: Path, s3: S3Server) -> None:
     assert {run.end for run in report.runs} == {"clean"}
     assert is_empty(tmp_path)
     assert main(["verify", "s3://bucket/day/"]) == 0
+    assert main(["analyze", "s3://bucket/day/"]) == 0
+    assert "2,000 batches of 2 runs" in capsys.readouterr().out
     # The times at which parts began come first in the names.
     names = [path for path in s3.client().find("bucket/day") if "run.json" not in path]
     assert len(names) >= 4
