@@ -190,20 +190,28 @@ class LogNames:
         """Yield the names of the other runs of this log that have a manifest."""
         for path in self._matching(f"*{MANIFEST_SUFFIX}"):
             own = path.name.removesuffix(MANIFEST_SUFFIX)
-            match = re.fullmatch(rf"({self._stem_pattern()})(?:\.(.+))?", own)
+            match = re.fullmatch(rf"(?P<stem>{self._stem_pattern()})(?:\.(?P<label>.+))?", own)
             if match is None or (path.parent == self.folder and own == self.own):
                 continue
             if "{run_id}" in Path(self.template).name:
-                yield attrs.evolve(self, folder=path.parent, stem=own, label="ended", own=own)
-            elif match[2]:
-                yield attrs.evolve(self, folder=path.parent, stem=match[1], label=match[2], own=own)
+                yield attrs.evolve(self, folder=path.parent, stem=own, label=match["run"], own=own)
+            elif match["label"]:
+                stem, label = match["stem"], match["label"]
+                yield attrs.evolve(self, folder=path.parent, stem=stem, label=label, own=own)
 
     def _own_of(self, stem: str, label: str) -> str:
         return stem if "{run_id}" in Path(self.template).name else f"{stem}.{label}"
 
     def _stem_pattern(self) -> str:
+        """Return a pattern for the stems of all runs; its group `run`, if any, is the run."""
         stem = Path(self.template).stem
-        return ".+?".join(map(re.escape, _PLACEHOLDER.split(stem)[::2]))
+        pattern = ".+?".join(map(re.escape, _PLACEHOLDER.split(stem)[::2]))
+        before, run, _ = stem.partition("{run_id}")
+        if run:
+            texts = [re.escape(text) for text in _PLACEHOLDER.split(before)[::2]]
+            known = len(".+?".join(texts))
+            pattern = f"{pattern[:known]}(?P<run>.+?){pattern[known + len('.+?') :]}"
+        return pattern
 
     def _matching(self, rest: str) -> Iterator[Path]:
         """Yield the files of any run whose names go on like this after the stem."""

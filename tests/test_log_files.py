@@ -15,7 +15,6 @@ from synthetic import records, write_log
 from sched_profiler import LogError
 from sched_profiler.analysis import load
 from sched_profiler.log_files import find_logs, find_manifests, open_log
-from sched_profiler.log_names import LogNames, is_part, placeholder_values
 from sched_profiler.reader import Tally, read_blocks, read_records
 
 ALL = list(records(60))
@@ -147,23 +146,3 @@ def test_what_is_not_installed_is_named_with_the_remedy(
     without(monkeypatch, "fsspec")
     with pytest.raises(LogError, match=r'pip install "sched-profiler\[s3\]"'):
         list(read_records("s3://bucket/x/"))
-
-
-def test_names_of_closed_parts_are_known_from_others() -> None:
-    """By time, run and batch."""
-    assert is_part("log.20261124T113336.123Z-run-000000000.jsonl.gz")
-    assert not is_part("log.run.jsonl")
-    assert not is_part("log.2026.jsonl")
-
-
-def test_a_part_knows_when_it_began(tmp_path: Path) -> None:
-    """To the millisecond."""
-    values = placeholder_values(run_id="r", dp_rank=None, pid=1, time_ns=0)
-    names = LogNames.of_run(str(tmp_path / "log.jsonl"), label="{run_id}", values=values)
-    path = names.closed(1_700_000_000_123_000_000, 7)
-    assert path.name == "log.20231114T221320.123Z-r-000000007.jsonl"
-    path.touch()
-    (part,) = names.parts()
-    assert part.time_ns == 1_700_000_000_123_000_000
-    assert part.first_batch_id == 7
-    assert not part.is_compressed

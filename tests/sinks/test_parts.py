@@ -19,7 +19,6 @@ from synthetic import batch
 
 from sched_profiler import (
     BatchProfiler,
-    BatchRecord,
     JsonlSink,
     Rotation,
     SettingError,
@@ -170,12 +169,11 @@ def test_limits_hold_for_ended_runs_as_well_and_leave_live_ones_alone(tmp_path: 
     assert verify(tmp_path).num_unexplained == 0
 
 
-def test_what_a_killed_run_left_is_brought_in_order_by_the_next(
-    tmp_path: Path, record: BatchRecord
-) -> None:
+@pytest.mark.parametrize("name", ["log.jsonl", "log-{pid}-{run_id}-{dp_rank}.jsonl"])
+def test_what_a_killed_run_left_is_brought_in_order_by_the_next(tmp_path: Path, name: str) -> None:
     """Its last part is closed and compressed; nothing of it is lost."""
     rotation = Rotation(part_bytes=100_000, compress="gzip")
-    killed = JsonlSink(tmp_path / "log.jsonl", rotation=rotation)
+    killed = JsonlSink(tmp_path / name, rotation=rotation)
     profiler = BatchProfiler(killed, background=False)
     serve(profiler, 10)
     profiler.flush()
@@ -183,11 +181,12 @@ def test_what_a_killed_run_left_is_brought_in_order_by_the_next(
     killed._keeper.close()  # type: ignore[union-attr]
     for file in killed.locks._held.values():
         os.close(file)
-    with BatchProfiler(JsonlSink(tmp_path / "log.jsonl", rotation=rotation)) as after:
+    closed = f"log*Z-{profiler.run_id}-000000000.jsonl.gz"
+    with BatchProfiler(JsonlSink(tmp_path / name, rotation=rotation)) as after:
         serve(after, 10)
-        until(lambda: len(parts(tmp_path)) == 1)
-    assert len(parts(tmp_path)) == 2
-    assert all(name.endswith(".gz") for name in parts(tmp_path))
+        until(lambda: list(tmp_path.glob(closed)))
+    assert len(list(tmp_path.glob("log*Z-*.gz"))) == 2
+    assert len(list(tmp_path.glob("*.jsonl"))) == 0
     assert len(list(read_records(tmp_path))) == 20
     assert {run.end for run in verify(tmp_path).runs} == {"clean", "none"}
     assert list(tmp_path.glob(".*")) == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from engine_under_test import engine, serve, until
+from engine_under_test import engine, only_file, serve, until
 from s3_server import S3Server
 
 from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, SettingError
@@ -327,8 +327,9 @@ def test_what_a_killed_engine_left_is_uploaded_by_the_next_start(
         time.sleep(2)
         num_handed_over = first.killed()
     assert list(tmp_path.glob("*.jsonl*"))
+    manifest = only_file(tmp_path, "*.run.json")
     with engine(code) as second:
-        until(lambda: len({path.name.split(".")[1] for path in tmp_path.glob("*.run.json")}) == 1)
+        until(lambda: not manifest.exists())
         printed, _ = second.ended()
     assert "closed True" in printed
     assert is_empty(tmp_path)
@@ -388,6 +389,16 @@ def test_a_url_that_cannot_be_used_is_an_error_at_once(url: str, message: str) -
     with pytest.raises(SettingError, match=message) as refused:
         RemoteSink(url)
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("url", "extra"), [("s3://bucket/", "s3"), ("memory://x/", "remote")])
+def test_what_is_not_installed_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, url: str, extra: str
+) -> None:
+    """With the remedy."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(SettingError, match=rf'pip install "sched-profiler\[{extra}\]"'):
+        RemoteSink(url)
 
 
 def test_parts_must_be_closed_to_be_uploaded() -> None:
