@@ -53,12 +53,17 @@ bench: export VLLM_LOGGING_LEVEL := ERROR
 bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
+	$(BIN)/python bench/writer_share.py
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/delivery_rate.py
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour
 	@$(BIN)/python tools/matrix.py $(VERSIONS)
+
+.PHONY: soak
+soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; half an hour
+	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k long_life tests/engines/test_vllm_probe.py
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included

@@ -18,8 +18,11 @@ __all__ = ["log_sink"]
 _MIB = 1 << 20
 
 
-def log_sink(settings: Settings) -> JsonlSink | RemoteSink:
-    """Return the sink for the log; what the settings leave open is as the sink has it.
+def log_sink(settings: Settings, dp_rank: int | None = None) -> JsonlSink | RemoteSink:
+    """Return the sink for the log of a data-parallel rank.
+
+    Each rank has a file of its own: rank 0 the one that was asked for. What the settings leave open
+    is as the sink has it.
 
     Raises:
         SettingError: if a package for it is not installed.
@@ -32,7 +35,10 @@ def log_sink(settings: Settings) -> JsonlSink | RemoteSink:
             settings.log, spool=settings.spool, rotation=_rotation(settings, REMOTE_ROTATION)
         )
     # The folder that the engine was started in may not be the one that it is in later.
-    return JsonlSink(Path(settings.log).absolute(), rotation=_rotation(settings, Rotation()))
+    log = Path(settings.log).absolute()
+    if dp_rank and "{dp_rank}" not in settings.log:
+        log = log.with_name(f"{log.stem}.dp{dp_rank}{log.suffix}")
+    return JsonlSink(log, rotation=_rotation(settings, Rotation()))
 
 
 def _rotation(settings: Settings, default: Rotation) -> Rotation:

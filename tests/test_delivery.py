@@ -21,6 +21,20 @@ def test_a_path_is_a_file_without_rotation(tmp_path: Path, monkeypatch: pytest.M
     assert sink._rotation == Rotation()
 
 
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [("log.jsonl", "log.dp2.jsonl"), ("r{dp_rank}.jsonl", "r{dp_rank}.jsonl")],
+)
+def test_each_rank_has_a_file_of_its_own(tmp_path: Path, log: str, expected: str) -> None:
+    """Rank 0 the one that was asked for; a path that holds the rank is as it is."""
+    settings = Settings(log=str(tmp_path / log))
+    for rank, name in ((0, log), (None, log), (2, expected)):
+        sink = log_sink(settings, rank)
+        assert isinstance(sink, JsonlSink)
+        assert sink.path == tmp_path / name
+    assert log_sink(Settings(log="memory://x/log.jsonl"), 2).shown == "memory://x/log.jsonl"
+
+
 def test_settings_become_a_rotation(tmp_path: Path) -> None:
     """MiB are bytes there."""
     settings = Settings(

@@ -91,14 +91,15 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
             ", ".join(missing),
         )
         return None
+    dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
     try:
-        log = log_sink(settings)
+        log = log_sink(settings, dp_rank)
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's to mend
         return None
     profiler = BatchProfiler(
         TeeSink(log, _console(settings), strict=settings.strict) if settings.console else log,
-        dp_rank=_dp_rank(scheduler.vllm_config.parallel_config),
+        dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
         facts=_facts(scheduler.vllm_config, vllm.__version__),
         ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),

@@ -1,0 +1,64 @@
+"""The benchmarks run, and what they promise by a wide margin holds on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hook_cost
+import pytest
+import writer_cost
+import writer_share
+from tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny model: the scheduler reads its configuration."""
+    return make_tiny_model(tmp_path_factory.mktemp("bench") / "model")
+
+
+def test_the_hook_is_cheaper_than_every_other_way(tiny: Path, tmp_path: Path) -> None:
+    """Net of the loop itself, in the median, for 256 running requests that decode."""
+    cost = {}
+    for name in hook_cost.CONTENDERS:
+        row = hook_cost.measure(
+            tiny, name, 256, mixed=False, swept=False, steps=60, folder=tmp_path
+        )
+        assert row["steps"] > 20
+        cost[name] = row["p50_us"]
+    net = {name: p50 - cost["nothing"] for name, p50 in cost.items()}
+    assert 0 < net["sched_profiler"] < 0.02 * row["vllm_p50_us"]
+    for other in ("iteration details", "per-request walk", "hand-rolled"):
+        assert net["sched_profiler"] < net[other] / 2
+
+
+def test_a_mixed_step_is_cheaper_too(tiny: Path, tmp_path: Path) -> None:
+    """Prefill beside decodes, in every step."""
+    cost = {
+        name: hook_cost.measure(tiny, name, 64, mixed=True, swept=False, steps=40, folder=tmp_path)[
+            "p50_us"
+        ]
+        for name in ("nothing", "sched_profiler", "hand-rolled")
+    }
+    assert cost["sched_profiler"] - cost["nothing"] < (cost["hand-rolled"] - cost["nothing"]) / 2
+
+
+def test_the_cost_of_a_decode_step_does_not_grow_with_the_batch(tiny: Path, tmp_path: Path) -> None:
+    """When it is all in the nearest cache: no request is looked at."""
+    small, large = (hook_cost.replay(tiny, number, tmp_path)["net_p50_us"] for number in (1, 256))
+    assert large < 2 * small
+
+
+def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) -> None:
+    """Of the writer's thread, for one request and for many."""
+    small, large = (writer_cost.measure(number, tmp_path) for number in (1, 256))
+    assert small["us_per_record"] < large["us_per_record"] < 1000
+    assert 500 < small["bytes_per_record"] < large["bytes_per_record"] < 2000
+
+
+def test_the_writers_share_can_be_measured(tiny: Path) -> None:
+    """Its figures are for a quiet machine; here it only has to come to an end."""
+    row = writer_share.measure(tiny, 8, 0.0, blocks=2)
+    assert row["step_us"] > 0
