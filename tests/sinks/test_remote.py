@@ -268,7 +268,7 @@ def test_what_a_store_refuses_stays_in_the_spool_until_upload_is_told_where_to( 
     until(lambda: "uploading is tried again" in caplog.text)
     began = time.monotonic()
     assert profiler.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert reason in caplog.text
     left = [path.name for path in tmp_path.glob("*.jsonl.gz")]
     assert left
@@ -305,10 +305,10 @@ def test_a_connection_that_hangs_costs_the_engine_nothing(
         time.sleep(1.5)  # by now an upload hangs
         began = time.monotonic()
         serve(profiler, 1000)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         began = time.monotonic()
         assert profiler.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
     fsspec.filesystem("s3").clear_instance_cache()
     assert "is not reached in time" in caplog.text
     (run,) = verify(tmp_path).runs
