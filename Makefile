@@ -55,6 +55,7 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/writer_share.py
 	$(BIN)/python bench/end_to_end.py
+	$(BIN)/python bench/delivery_rate.py
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour

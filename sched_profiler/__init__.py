@@ -18,10 +18,22 @@ if TYPE_CHECKING:
         SchedProfilerError,
         SchemaVersionError,
         SettingError,
+        SinkUnavailableError,
+        UploadError,
     )
+    from sched_profiler.manifest import RunFacts, RunManifest
     from sched_profiler.profiler import Batch, BatchProfiler
     from sched_profiler.record import BatchRecord, chunk_statistics
-    from sched_profiler.sinks import ConsoleSink, JsonlSink, MemorySink, Sink, TeeSink
+    from sched_profiler.sinks import (
+        ConsoleSink,
+        JsonlSink,
+        MemorySink,
+        Rotation,
+        RunSink,
+        Sink,
+        TeeSink,
+    )
+    from sched_profiler.sinks.remote import RemoteSink
 
 __version__ = "0.1.0"
 
@@ -34,11 +46,18 @@ __all__ = [
     "LogError",
     "MemorySink",
     "RecordError",
+    "RemoteSink",
+    "Rotation",
+    "RunFacts",
+    "RunManifest",
+    "RunSink",
     "SchedProfilerError",
     "SchemaVersionError",
     "SettingError",
     "Sink",
+    "SinkUnavailableError",
     "TeeSink",
+    "UploadError",
     "chunk_statistics",
     "decode",
     "encode",
@@ -53,10 +72,22 @@ _HOMES = {
         "SchedProfilerError",
         "SchemaVersionError",
         "SettingError",
+        "SinkUnavailableError",
+        "UploadError",
     ),
+    "manifest": ("RunFacts", "RunManifest"),
     "profiler": ("Batch", "BatchProfiler"),
     "record": ("BatchRecord", "chunk_statistics"),
-    "sinks": ("ConsoleSink", "JsonlSink", "MemorySink", "Sink", "TeeSink"),
+    "sinks": (
+        "ConsoleSink",
+        "JsonlSink",
+        "MemorySink",
+        "Rotation",
+        "RunSink",
+        "Sink",
+        "TeeSink",
+    ),
+    "sinks.remote": ("RemoteSink",),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sched_profiler.errors import RecordError
+from sched_profiler.errors import RecordError, SinkUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,9 @@ class Boundary:
         if self._strict:
             raise error
         self.num_failures += 1
-        # A malformed record says nothing about the part that was to take it.
-        self._num_in_a_row += not isinstance(error, RecordError)
+        # A malformed record says nothing about the part that was to take it, and a disk that is
+        # full now may have room in an hour.
+        self._num_in_a_row += not isinstance(error, RecordError | SinkUnavailableError)
         if self.num_failures == 1:
             logger.error(
                 "%s failed; serving goes on, and further failures are only counted",

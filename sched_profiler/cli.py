@@ -1,7 +1,8 @@
 """The command `sched-profiler`.
 
-Only `main` knows exit codes: 0 done, 2 bad input (argparse's number as well), 130 interrupted,
-141 if the reader of the output went away; the last two as a shell has them.
+Only `main` knows exit codes: 0 done, 1 done and something is amiss, 2 bad input (argparse's number
+as well), 130 interrupted, 141 if the reader of the output went away; the last two as a shell has
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from sched_profiler import __version__
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.log_files import find_logs
+from sched_profiler.log_names import COMPRESSED
+from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_OK, _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
+_OK, _AMISS, _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
 _DESCRIPTION = "Reads the logs of a batch scheduler, as vLLM with sched-profiler writes them."
 _EXAMPLES = """\
@@ -36,6 +40,8 @@ examples:
       also draw charts and write the summary, into the folder report
   %(prog)s analyze rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
       take several logs together, as data for another program
+  %(prog)s verify s3://bucket/prefix/
+      check that nothing is missing from all logs in a bucket
 """
 
 
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
     """
     options = _parser(prog).parse_args(arguments)
     try:
-        options.run(options)
+        is_fine = options.run(options)
         sys.stdout.flush()
     except SchedProfilerError as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - the command line talks
@@ -59,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return _OK
+    return _AMISS if is_fine is False else _OK
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -78,8 +84,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+_LOG_HELP = (
+    "a log: a file, a folder, a pattern with wildcards, or a URL of any of these; several are "
+    "taken together"
+)
+
+
 def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", metavar="LOG", help="a log; several are taken together")
+    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOG_HELP)
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -115,16 +127,57 @@ def _analyze(options: argparse.Namespace) -> None:
         print(listing, file=sys.stderr if options.json else sys.stdout)
 
 
+def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOG_HELP)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="skip and count lines that hold no record"
+    )
+
+
+def _verify(options: argparse.Namespace) -> bool:
+    from sched_profiler.verify import verify  # noqa: PLC0415 - --help needs no codec
+
+    report = verify(*options.logs, skip_invalid=options.skip_invalid)
+    print(report.to_json() if options.json else report)  # noqa: T201 - the command line talks
+    return report.num_unexplained == 0
+
+
+def _add_upload_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the spool")
+    parser.add_argument(
+        "--to", metavar="URL", help="upload to here; by default to where each run was bound for"
+    )
+
+
+def _upload(options: argparse.Namespace) -> bool:
+    from sched_profiler.sinks.upload import upload_folder  # noqa: PLC0415 - only for this command
+
+    is_fine = True
+    for left in upload_folder(options.folder, options.to):
+        problem = f"; the rest stays: {left.problem}" if left.problem else ""
+        print(f"{left.run}: {left.num_uploaded} parts uploaded{problem}")  # noqa: T201 - likewise
+        is_fine = is_fine and left.problem is None
+    return is_fine
+
+
 _COMMANDS: tuple[
     tuple[
         str,
         str,
         Callable[[argparse.ArgumentParser], None],
-        Callable[[argparse.Namespace], None],
+        Callable[[argparse.Namespace], bool | None],
     ],
     ...,
-] = (("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),)
-"""Every subcommand: its name, what it does, its arguments and the function that does it."""
+] = (
+    ("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),
+    ("verify", "Check that logs are complete.", _add_verify_arguments, _verify),
+    ("upload", "Upload what runs that have ended left in a spool.", _add_upload_arguments, _upload),
+)
+"""Every subcommand: its name, what it does, its arguments and the function that does it.
+
+A function that returns False did its work and found that something is amiss.
+"""
 
 
 _LONG_LOGS_BYTES = 64 << 20
@@ -134,7 +187,7 @@ _LONG_LOGS_BYTES = 64 << 20
 @contextmanager
 def _progress(logs: Sequence[str]) -> Iterator[Callable[[int], None] | None]:
     """Show on a terminal how much of long logs is read; the block calls it with that number."""
-    total = sum(map(_size, logs))
+    total = _total_bytes(logs)
     if total < _LONG_LOGS_BYTES or not sys.stderr.isatty():
         yield None
         return
@@ -144,11 +197,21 @@ def _progress(logs: Sequence[str]) -> Iterator[Callable[[int], None] | None]:
         _show("\r            \r")
 
 
-def _size(log: str) -> int:
+_COMPRESSION = 8
+"""How much shorter a log is when it is compressed, about."""
+
+
+def _total_bytes(logs: Sequence[str]) -> int:
+    """Return about how many bytes there are to read; 0 where asking for that would take long."""
+    if any(map(is_url, logs)):
+        return 0
     try:
-        return Path(log).stat().st_size
-    except OSError:
-        return 0  # reading it will say what is wrong
+        files = find_logs(*logs)
+    except SchedProfilerError:
+        return 0  # reading them will say what is wrong
+    return sum(
+        file.num_bytes * (_COMPRESSION if file.name.endswith(COMPRESSED) else 1) for file in files
+    )
 
 
 def _show(text: str) -> None:

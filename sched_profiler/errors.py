@@ -6,7 +6,15 @@ line prints it without a traceback and exits with 2.
 
 from __future__ import annotations
 
-__all__ = ["LogError", "RecordError", "SchedProfilerError", "SchemaVersionError", "SettingError"]
+__all__ = [
+    "LogError",
+    "RecordError",
+    "SchedProfilerError",
+    "SchemaVersionError",
+    "SettingError",
+    "SinkUnavailableError",
+    "UploadError",
+]
 
 
 class SchedProfilerError(Exception):
@@ -27,3 +35,11 @@ class SchemaVersionError(RecordError):
 
 class LogError(SchedProfilerError):
     """A log cannot be read: missing, empty, or a line that holds no record."""
+
+
+class SinkUnavailableError(SchedProfilerError, OSError):
+    """A sink cannot bring records home for now, such as on a full disk; it is to be asked again."""
+
+
+class UploadError(SchedProfilerError):
+    """A file did not arrive in a store; the message holds no credential."""

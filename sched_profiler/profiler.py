@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from sched_profiler.boundary import Boundary
 from sched_profiler.clock import SYSTEM_CLOCK, Clock
 from sched_profiler.lifetime import hook_signals
+from sched_profiler.manifest import Run
 from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics, converted
+from sched_profiler.sinks.base import RunSink
 from sched_profiler.writer import BackgroundWriter, DirectWriter, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self, Unpack
 
+    from sched_profiler.manifest import RunFacts
     from sched_profiler.sinks.base import Sink
 
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
@@ -91,6 +94,7 @@ class BatchProfiler:
         *,
         dp_rank: int | None = None,
         token_budget: int | None = None,
+        facts: RunFacts | None = None,
         background: bool = True,
         ends_at_signal: bool = False,
         contents_of: Callable[[Any, Any], dict[str, Any]] | None = None,
@@ -103,6 +107,7 @@ class BatchProfiler:
             sink: where the records go; closed by `close()`.
             dp_rank: data-parallel rank of this engine.
             token_budget: most tokens that the scheduler may put into one batch.
+            facts: what is constant for the run, for its manifest; see `RunFacts`.
             background: write on a thread of its own; off, records are written by the call that
                 ends the batch, which tests like and engines do not.
             ends_at_signal: somebody handles SIGTERM and SIGINT, and ends the engine at once: write
@@ -113,6 +118,9 @@ class BatchProfiler:
                 thread; by default each holds a dict of record fields.
             clock: the source of all times.
             strict: let failures of the profiler and its sink through instead of logging them.
+
+        Raises:
+            SettingError: if a fact is unknown or of a wrong type.
         """
         self.run_id = secrets.token_hex(6)
         self.clock = clock
@@ -125,6 +133,15 @@ class BatchProfiler:
         self._contents_of = contents_of or _merged
         # What an engine's author passes by hand can be wrong; an adapter's own walk is tested.
         self._check_records = contents_of is None
+        if isinstance(sink, RunSink):
+            sink.begin_run(
+                Run(
+                    self.run_id,
+                    dp_rank=dp_rank,
+                    facts=facts or {},
+                    num_dropped=lambda: self.num_dropped_records,
+                )
+            )
         self.writer: Writer
         if background:
             # The thread of the engine may be one that cannot do this later.

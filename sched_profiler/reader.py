@@ -7,13 +7,15 @@ passed over, and a last line that its writer has not finished, which is counted.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import orjson
 
 from sched_profiler.codec import decode
 from sched_profiler.errors import LogError, RecordError, SchemaVersionError
+from sched_profiler.log_files import LogFile, LogPath, find_logs, open_log
+from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,9 +32,6 @@ __all__ = [
     "read_records",
 ]
 
-LogPath = str | os.PathLike[str]
-"""Where a log is."""
-
 _BLOCK_BYTES = 4 << 20
 """How much of a log is held at a time, in bytes; a block has whole lines, so it may be longer."""
 
@@ -44,7 +43,7 @@ class Tally:
     """What was read of all logs together, and what of them is no record."""
 
     num_bytes: int = 0
-    """Bytes read so far."""
+    """Bytes read so far, uncompressed."""
     num_skipped_lines: int = 0
     """Lines that hold no record and were skipped because the caller asked for it."""
     num_half_written_lines: int = 0
@@ -56,14 +55,14 @@ class Block:
     """Some whole lines of a log, each with its line feed."""
 
     log: str
-    """Name of the log, as the caller wrote it."""
+    """Name of the file."""
     first_line: int
     """Number of the first of these lines in the log, counted from 1."""
     num_lines: int
     data: bytes
 
 
-def read_blocks(log: LogPath, tally: Tally) -> Iterator[Block]:
+def read_blocks(log: LogPath | LogFile, tally: Tally) -> Iterator[Block]:
     """Yield a log in blocks of whole lines, and count in `tally` what was read.
 
     A last line without a line feed is taken for a record if it is complete JSON, and counted as
@@ -72,9 +71,13 @@ def read_blocks(log: LogPath, tally: Tally) -> Iterator[Block]:
     Raises:
         LogError: if the log does not exist or cannot be read.
     """
-    name = os.fspath(log)
+    if not isinstance(log, LogFile):
+        for file in find_logs(log):
+            yield from read_blocks(file, tally)
+        return
+    name = log.name
     first_line, rest = 1, b""
-    with _open(name) as stream:
+    with open_log(log) as stream:
         while chunk := stream.read(_BLOCK_BYTES):
             tally.num_bytes += len(chunk)
             end = chunk.rfind(b"\n") + 1
@@ -89,20 +92,6 @@ def read_blocks(log: LogPath, tally: Tally) -> Iterator[Block]:
         yield Block(name, first_line, 1, rest + b"\n")
     elif rest.strip():
         tally.num_half_written_lines += 1
-
-
-def _open(name: str) -> BinaryIO:
-    try:
-        return open(name, "rb")  # noqa: PTH123 - a name may become more than a path of this machine
-    except FileNotFoundError:
-        raise LogError(
-            f"{name}: no such file; a server writes its log where VLLM_SCHEDULER_PROFILING_LOG "
-            "says, relative to the folder it was started in"
-        ) from None
-    except IsADirectoryError:
-        raise LogError(f"{name} is a folder; name the logs in it") from None
-    except OSError as error:
-        raise LogError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def _is_json(line: bytes) -> bool:
@@ -173,7 +162,7 @@ def read_records(
     """Yield the records of logs, one by one, in the order of the lines.
 
     Args:
-        *logs: paths of the logs.
+        *logs: paths, folders, patterns or URLs.
         skip_invalid: go on after a line that holds no record, and count it.
         tally: filled with counts of what was read and skipped.
 
@@ -182,8 +171,8 @@ def read_records(
     """
     tally = tally if tally is not None else Tally()
     found = False
-    for log in logs:
-        for block in read_blocks(log, tally):
+    for file in find_logs(*logs):
+        for block in read_blocks(file, tally):
             for record in decode_block(
                 block, tally, lambda record: record, skip_invalid=skip_invalid
             ):
@@ -195,7 +184,7 @@ def read_records(
 
 def empty_error(logs: tuple[LogPath, ...], tally: Tally) -> LogError:
     """Return the error for logs that hold no record at all: what to check, in one line."""
-    names = ", ".join(os.fspath(log) for log in logs)
+    names = ", ".join(without_credentials(os.fspath(log)) for log in logs)
     left_out = [
         f"{count} {kind}"
         for count, kind in (

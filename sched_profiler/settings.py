@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sched_profiler.errors import SettingError
+from sched_profiler.log_names import check_placeholders
+from sched_profiler.redact import is_url, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,12 @@ CONSOLE = "VLLM_SCHEDULER_PROFILING_CONSOLE"
 CONSOLE_EVERY = "SCHED_PROFILER_CONSOLE_EVERY"
 REQUEST_IDS = "SCHED_PROFILER_REQUEST_IDS"
 STRICT = "SCHED_PROFILER_STRICT"
+PART_MIB = "SCHED_PROFILER_PART_MIB"
+PART_SECONDS = "SCHED_PROFILER_PART_SECONDS"
+KEEP_PARTS = "SCHED_PROFILER_KEEP_PARTS"
+KEEP_MIB = "SCHED_PROFILER_KEEP_MIB"
+COMPRESS = "SCHED_PROFILER_COMPRESS"
+SPOOL = "SCHED_PROFILER_SPOOL"
 
 # vLLM's own spellings, in any case; an empty variable is an unset one, as for vLLM.
 _TRUE, _FALSE = ("1", "true"), ("", "0", "false")
@@ -32,20 +40,36 @@ class Settings:
 
     Attributes:
         enabled: `VLLM_ENABLE_SCHEDULER_PROFILING`: profile at all.
-        log: `VLLM_SCHEDULER_PROFILING_LOG`: path of the log; `~` is the home folder.
+        log: `VLLM_SCHEDULER_PROFILING_LOG`: path of the log, where `~` is the home folder, or a
+            URL. It may hold placeholders, see `JsonlSink`.
         console: `VLLM_SCHEDULER_PROFILING_CONSOLE`: also print batches to the engine's own log.
         console_every: `SCHED_PROFILER_CONSOLE_EVERY`: print every n-th batch only.
         request_ids: `SCHED_PROFILER_REQUEST_IDS`: record which requests were in each batch.
         strict: `SCHED_PROFILER_STRICT`: let failures of the profiler through instead of logging
             them; for tests and for work on an adapter, never for serving.
+        part_mib: `SCHED_PROFILER_PART_MIB`: close a part of the log before it gets larger, in MiB.
+        part_seconds: `SCHED_PROFILER_PART_SECONDS`: close a part that began so long ago.
+        keep_parts: `SCHED_PROFILER_KEEP_PARTS`: keep so many closed parts.
+        keep_mib: `SCHED_PROFILER_KEEP_MIB`: keep so much on this disk, in MiB.
+        compress: `SCHED_PROFILER_COMPRESS`: how to compress closed parts.
+        spool: `SCHED_PROFILER_SPOOL`: folder for what is not uploaded yet.
     """
 
     enabled: bool = False
-    log: str = "scheduler_profiling.jsonl"
+    # A URL may hold a credential.
+    log: str = attrs.field(
+        default="scheduler_profiling.jsonl", repr=lambda log: repr(without_credentials(log))
+    )
     console: bool = False
     console_every: int = 1
     request_ids: bool = False
     strict: bool = False
+    part_mib: int | None = None
+    part_seconds: int | None = None
+    keep_parts: int | None = None
+    keep_mib: int | None = None
+    compress: str | None = None
+    spool: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -54,14 +78,36 @@ class Settings:
         Raises:
             SettingError: naming the variable, its value and what it may be.
         """
-        return cls(
+        settings = cls(
             enabled=_bool(environ, ENABLE),
             log=_path(environ, LOG, default="scheduler_profiling.jsonl"),
             console=_bool(environ, CONSOLE),
             console_every=_positive(environ, CONSOLE_EVERY, default=1),
             request_ids=_bool(environ, REQUEST_IDS),
             strict=_bool(environ, STRICT),
+            part_mib=_limit(environ, PART_MIB),
+            part_seconds=_limit(environ, PART_SECONDS),
+            keep_parts=_limit(environ, KEEP_PARTS),
+            keep_mib=_limit(environ, KEEP_MIB),
+            compress=_compress(environ),
+            spool=_folder(environ, SPOOL),
         )
+        settings._check_rotation()
+        return settings
+
+    def _check_rotation(self) -> None:
+        if is_url(self.log) or self.part_mib or self.part_seconds:
+            return
+        for name, value in (
+            (KEEP_PARTS, self.keep_parts),
+            (KEEP_MIB, self.keep_mib),
+            (COMPRESS, self.compress not in (None, "none")),
+        ):
+            if value:
+                raise SettingError(
+                    f"{name} is about closed parts of a log, and none is ever closed; "
+                    f"set {PART_MIB} or {PART_SECONDS} as well"
+                )
 
 
 def _bool(environ: Mapping[str, str], name: str) -> bool:
@@ -84,13 +130,30 @@ def _positive(environ: Mapping[str, str], name: str, *, default: int) -> int:
     return int(value)
 
 
+def _limit(environ: Mapping[str, str], name: str) -> int | None:
+    return _positive(environ, name, default=0) or None
+
+
+def _compress(environ: Mapping[str, str]) -> str | None:
+    value = environ.get(COMPRESS, "").strip().lower()
+    if value not in ("", "none", "gzip", "zstd"):
+        raise SettingError(f"{COMPRESS}={environ[COMPRESS]!r} is unknown; use gzip, zstd or none")
+    return value or None
+
+
+def _folder(environ: Mapping[str, str], name: str) -> str | None:
+    value = environ.get(name, "").strip()
+    if is_url(value):
+        raise SettingError(f"{name} is a URL; name a folder on a local disk")
+    return os.path.expanduser(value) or None  # noqa: PTH111 - stays a string
+
+
 def _path(environ: Mapping[str, str], name: str, *, default: str) -> str:
     value = environ.get(name, "").strip() or default
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", value, re.IGNORECASE)
-    if scheme:
-        # Not the whole value: a URL may hold a password.
-        raise SettingError(
-            f"{name} is a {scheme[1]}:// URL, and this version writes to files only; "
-            "name a path on a local disk"
-        )
+    try:
+        check_placeholders(value)
+    except SettingError as error:
+        raise SettingError(f"{name}: {error}") from None
+    if is_url(value):
+        return value
     return os.path.expanduser(value)  # noqa: PTH111 - stays a string: it is one setting of many

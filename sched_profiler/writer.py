@@ -99,12 +99,19 @@ class _RecordMaker:
         return self._bring_home(self._sink.flush)
 
     def close(self) -> bool:
-        return self._bring_home(self._sink.close)
+        if self._bring_home(self._sink.close):
+            return True
+        # Nobody asks the sink again.
+        self.num_lost += self._num_unflushed
+        self._num_unflushed = 0
+        return False
 
     def _bring_home(self, call: Callable[[], None]) -> bool:
         if self._sink_boundary.guard(call):
             self._num_unflushed = 0
             return True
+        # A file may have taken a part of them before the disk was full; a sink that knows says so.
+        self._num_unflushed = getattr(self._sink, "num_unwritten", self._num_unflushed)
         self._count_unflushed()
         return False
 

@@ -185,6 +185,12 @@ VARIABLES = {
             settings.CONSOLE_EVERY,
             settings.REQUEST_IDS,
             settings.STRICT,
+            settings.PART_MIB,
+            settings.PART_SECONDS,
+            settings.KEEP_PARTS,
+            settings.KEEP_MIB,
+            settings.COMPRESS,
+            settings.SPOOL,
         ),
         strict=True,
     )
@@ -204,7 +210,7 @@ def test_the_settings_are_described_with_their_defaults(page: str) -> None:
         if variable in described:
             default = getattr(settings.Settings(), field)
             shown = str(default).lower() if isinstance(default, bool) else str(default)
-            assert rows[variable][0] == f"`{shown}`"
+            assert rows[variable][0] == ("unset" if default is None else f"`{shown}`")
 
 
 def test_contributing_lists_the_modules_of_the_tree() -> None:

@@ -22,18 +22,30 @@ def modules_after(code: str) -> set[str]:
 
 
 HEAVY = {"vllm", "torch", "pandas", "matplotlib", "numpy", "polars", "pyarrow"}
+# What only a URL or a compressed file needs.
+EXTRAS = {"fsspec", "s3fs", "aiobotocore", "botocore", "aiohttp", "zstandard"}
 
 
 @pytest.mark.parametrize("module", ["sched_profiler", "sched_profiler.engines.vllm_plugin"])
 def test_importing_loads_nothing_that_is_not_needed(module: str) -> None:
     """vLLM imports the package in every process, also where profiling is off."""
     loaded = modules_after(f"import {module}")
-    assert not loaded & (HEAVY | {"attrs", "cattrs", "orjson", "sched_profiler.profiler"})
+    assert not loaded & (HEAVY | EXTRAS | {"attrs", "cattrs", "orjson", "sched_profiler.profiler"})
 
 
 def test_profiling_an_engine_needs_neither_vllm_nor_pandas_nor_matplotlib() -> None:
     """An engine's author installs the base package only."""
-    assert not modules_after("from sched_profiler import *") & HEAVY
+    assert not modules_after("from sched_profiler import *") & (HEAVY | EXTRAS)
+
+
+def test_a_log_in_files_loads_nothing_that_a_url_needs() -> None:
+    """Rotation and manifest included, and what reads and verifies such a log."""
+    code = """
+from sched_profiler import BatchProfiler, JsonlSink, Rotation
+from sched_profiler import delivery, reader, settings, verify
+from sched_profiler.engines.vllm_plugin import register
+"""
+    assert not modules_after(code) & (HEAVY | EXTRAS | {"asyncio", "sched_profiler.store"})
 
 
 def test_every_public_name_is_there_and_an_unknown_one_is_an_error() -> None:

@@ -51,9 +51,9 @@ def test_a_missing_log_is_an_error_that_says_where_logs_are(tmp_path: Path) -> N
         list(read_records(tmp_path / "nowhere.jsonl"))
 
 
-def test_a_folder_is_an_error(tmp_path: Path) -> None:
-    """The message says what to name instead."""
-    with pytest.raises(LogError, match="is a folder; name the logs in it"):
+def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
+    """The message says what was looked for."""
+    with pytest.raises(LogError, match=r"a folder without a log in it \(\*\.jsonl"):
         list(read_records(tmp_path))
 
 

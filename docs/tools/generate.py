@@ -22,7 +22,7 @@ import attrs
 sys.path.insert(0, str(Path(__file__).parent))
 import measured
 
-from sched_profiler import BatchRecord
+from sched_profiler import BatchRecord, RunManifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,16 @@ def field_table(*, optional: bool) -> str:
         if (field.default is not attrs.NOTHING) == optional:
             meaning, unknown = _split_doc(field.metadata["doc"])
             rows.append([f"`{field.name}`", _type(field), _unit(field.name), meaning, unknown])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def manifest_table() -> str:
+    """Return the fields of a run manifest as a Markdown table."""
+    rows = [["field", "type", "meaning"], ["---"] * 3]
+    for field in attrs.fields(RunManifest):
+        name = inspect.formatannotation(field.type).replace("str", "string")
+        kind = name.replace(" | None", " or null")
+        rows.append([f"`{field.name}`", kind, field.metadata["doc"].rstrip(".")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -105,6 +115,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,
     "help analyze": functools.partial(command_help, "analyze"),
+    "help verify": functools.partial(command_help, "verify"),
+    "help upload": functools.partial(command_help, "upload"),
+    "manifest fields": manifest_table,
 }
 
 

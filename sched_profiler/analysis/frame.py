@@ -7,7 +7,6 @@ the codec: it alone decides what a record is, and it can name the line that is n
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import attrs
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from sched_profiler.errors import RecordError
-from sched_profiler.reader import Block, LogPath, Tally, decode_block, empty_error, read_blocks
+from sched_profiler.log_files import LogFile, LogPath, find_logs
+from sched_profiler.reader import Block, Tally, decode_block, empty_error, read_blocks
 from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 
 if TYPE_CHECKING:
@@ -112,18 +112,19 @@ def load(
     `num_half_written_lines` (see `Tally`), and `num_duplicate_batches`.
 
     Args:
-        *logs: paths of the logs.
+        *logs: paths, folders, patterns with wildcards, or URLs of any of these; files may be
+            compressed with gzip or zstd.
         skip_invalid: go on after a line that holds no record, and count it.
         progress: called with the number of bytes read so far, after each block.
 
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
-    unique = tuple({os.path.realpath(log): log for log in logs}.values())
+    files = find_logs(*logs)
     tally = Tally()
     tables, sources = [], []
-    for source, log in enumerate(unique):
-        for table in _tables(log, tally, skip_invalid=skip_invalid):
+    for source, file in enumerate(files):
+        for table in _tables(file, tally, skip_invalid=skip_invalid):
             tables.append(table)
             sources.append(np.full(table.num_rows, source, dtype=np.int32))
             if progress:
@@ -132,7 +133,7 @@ def load(
         raise empty_error(logs, tally)
     frame, num_duplicates = _assemble(tables, np.concatenate(sources))
     frame.attrs = {
-        "num_logs": len(unique),
+        "num_logs": len(files),
         "num_skipped_lines": tally.num_skipped_lines,
         "num_half_written_lines": tally.num_half_written_lines,
         "num_duplicate_batches": num_duplicates,
@@ -140,9 +141,9 @@ def load(
     return frame
 
 
-def _tables(log: LogPath, tally: Tally, *, skip_invalid: bool) -> Iterator[Any]:
-    """Yield a log as Arrow tables of `_SCHEMA`, one a block."""
-    for block in read_blocks(log, tally):
+def _tables(file: LogFile, tally: Tally, *, skip_invalid: bool) -> Iterator[Any]:
+    """Yield a file as Arrow tables of `_SCHEMA`, one a block."""
+    for block in read_blocks(file, tally):
         table = _parse(block)
         if table is None:
             rows = decode_block(block, tally, _row, skip_invalid=skip_invalid)

@@ -12,9 +12,9 @@ import functools
 import logging
 import multiprocessing
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
+from sched_profiler.delivery import log_sink
 from sched_profiler.engines.vllm_binding import (
     missing_names,
     missing_of_vllm,
@@ -23,9 +23,10 @@ from sched_profiler.engines.vllm_binding import (
 from sched_profiler.engines.vllm_probe import Probe, contents_of
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
+from sched_profiler.manifest import RunFacts
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
-from sched_profiler.sinks import ConsoleSink, JsonlSink, TeeSink
+from sched_profiler.sinks import ConsoleSink, TeeSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,12 +107,16 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
         )
         return None
     dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
-    log = _log_of(dp_rank, settings)
-    file = JsonlSink(log)
+    try:
+        log = log_sink(settings, dp_rank)
+    except SettingError as error:
+        logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's to mend
+        return None
     profiler = BatchProfiler(
-        TeeSink(file, _console(settings), strict=settings.strict) if settings.console else file,
+        TeeSink(log, _console(settings), strict=settings.strict) if settings.console else log,
         dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
+        facts=_facts(scheduler.vllm_config, vllm.__version__),
         ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
         contents_of=contents_of(scheduler),
         strict=settings.strict,
@@ -119,14 +124,32 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
     Probe(scheduler, profiler, request_ids=settings.request_ids).attach()
     if warning := version_warning(vllm.__version__):
         logger.warning("%s", warning)
-    logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
+    logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log.shown)
     return profiler.close
 
 
-def _log_of(dp_rank: int, settings: Settings) -> Path:
-    """Return the log of a data-parallel rank: rank 0 has the one that was asked for."""
-    log = Path(settings.log).absolute()
-    return log.with_name(f"{log.stem}.dp{dp_rank}{log.suffix}") if dp_rank else log
+def _facts(config: Any, version: str) -> RunFacts:
+    """Return what vLLM's configuration says of the run; what this vLLM lacks is left out."""
+    paths = {
+        "model": "model_config.model",
+        "max_num_batched_tokens": "scheduler_config.max_num_batched_tokens",
+        "max_num_seqs": "scheduler_config.max_num_seqs",
+        "long_prefill_token_threshold": "scheduler_config.long_prefill_token_threshold",
+        "async_scheduling": "scheduler_config.async_scheduling",
+        "block_size": "cache_config.block_size",
+        "num_blocks": "cache_config.num_gpu_blocks",
+        "tensor_parallel_size": "parallel_config.tensor_parallel_size",
+        "pipeline_parallel_size": "parallel_config.pipeline_parallel_size",
+        "data_parallel_size": "parallel_config.data_parallel_size",
+    }
+    facts: dict[str, Any] = {"engine": "vllm", "engine_version": version}
+    for name, path in paths.items():
+        section, _, setting = path.partition(".")
+        value = getattr(getattr(config, section, None), setting, None)
+        # A later vLLM may put something else there.
+        if type(value) is get_type_hints(RunFacts)[name]:
+            facts[name] = value
+    return cast("RunFacts", facts)
 
 
 def _close_at_shutdown(scheduler: Any, close: Callable[[], object]) -> None:

@@ -1,19 +1,48 @@
-"""Appends records to a file, one JSON object a line."""
+"""Appends records to a file, one JSON object a line; may go on in a new file now and then."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import secrets
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
+from sched_profiler import compression
+from sched_profiler.boundary import Boundary
+from sched_profiler.clock import SYSTEM_CLOCK, Clock
 from sched_profiler.codec import encode
+from sched_profiler.errors import SinkUnavailableError
+from sched_profiler.log_names import (
+    MANIFEST_SUFFIX,
+    NS_PER_MS,
+    LogNames,
+    check_placeholders,
+    placeholder_values,
+)
+from sched_profiler.manifest import write_manifest
+from sched_profiler.sinks.parts import PartsKeeper, Rotation, RunLocks, count_removed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sched_profiler.log_names import Part
+    from sched_profiler.manifest import Run, RunManifest
     from sched_profiler.record import BatchRecord
 
 __all__ = ["JsonlSink"]
 
+logger = logging.getLogger("sched_profiler")
+
 _FLUSH_BYTES = 1 << 20
+_KEPT_BYTES = 8 << 20
+"""How much is kept in memory while the file cannot be written."""
+_MANIFEST_NS = 10_000_000_000
+_NO_ROTATION = Rotation()
 
 
 class JsonlSink:
@@ -21,63 +50,339 @@ class JsonlSink:
 
     Whole lines are handed to the operating system in one call, in append mode: several engines
     may share a file without mixing their lines, and what was flushed survives the death of the
-    process by any signal.
+    process by any signal. With a `Rotation`, each run has files of its own.
+
+    While the file cannot be written (a full disk, a folder that is read-only or gone), the sink
+    keeps 8 MiB of lines, and writes them as soon as it can. What comes beyond that is lost, and
+    counted.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Append to `path`; the file is made at the first record."""
+    _label = "{run_id}"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rotation: Rotation = _NO_ROTATION,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Append to `path`; the file is made at the first record.
+
+        Args:
+            path: may hold the placeholders `{run_id}`, `{dp_rank}`, `{host}`, `{pid}` and `{date}`
+                (UTC), which are filled in at the first record.
+            rotation: when to go on in a new file, and what becomes of the old ones.
+            clock: the source of all times.
+
+        Raises:
+            SettingError: if `path` has another placeholder, or a package that `rotation` needs is
+                not installed.
+        """
         self.path = Path(path)
+        check_placeholders(str(self.path))
+        if rotation.compress is not None:
+            compression.require(rotation.compress)
+        self._rotation = rotation
+        self._clock = clock
+        self._run: Run | None = None
+        self._manifest: RunManifest | None = None
+        self._manifest_boundary = Boundary(f"the run manifest of {self}", limit=None)
+        self._manifest_due_ns = 0
+        self.locks = RunLocks()
+        self._keeper: PartsKeeper | None = None
+        # The keeper closes a part that is old enough, also while no record comes.
+        self._lock = threading.RLock()
+        self._names: LogNames | None = None
+        self._log_name = ""
         self._file: int | None = None
+        self._is_failing = False
+        # What is not written yet: lines, the first of which may be the rest of one whose head is.
         self._lines: list[bytes] = []
         self._num_bytes = 0
+        self._num_lines = 0
+        self._head = b""
+        # Of the part that grows:
+        self._size = 0
+        self._began_ns = 0
+        self._began_monotonic_ns = 0
+        self._first_batch_id = 0
+        self._newest_ns = 0
+        # Of the run:
+        self._num_written = 0
+        self._num_removed = 0
+        self._num_batches = 0
+        self._has_ended = False
+
+    def begin_run(self, run: Run) -> None:
+        """Keep a manifest of this run, from the first record on."""
+        self._run = run
 
     def write(self, record: BatchRecord) -> None:
-        """Take a record; it reaches the file at `flush`, or when 1 MiB has come together."""
+        """Take a record; it reaches the file at `flush`, or when 1 MiB has come together.
+
+        Raises:
+            SinkUnavailableError: if the file cannot be written and no more lines can be kept; the
+                record is lost.
+        """
         line = encode(record)
-        self._lines.append(line)
-        self._num_bytes += len(line)
-        if self._num_bytes >= _FLUSH_BYTES:
-            self.flush()
+        with self._lock:
+            if self._names is None:
+                self._begin(record)
+            self._has_ended = False
+            # Each batch has its number, also one that was lost on its way here.
+            self._num_batches = max(self._num_batches, record.batch_id + 1)
+            self._make_room(len(line))
+            if not self._size and not self._num_bytes:
+                self._began_ns = self._clock.time_ns()
+                self._began_monotonic_ns = self._clock.monotonic_ns()
+                self._first_batch_id = record.batch_id
+            self._lines.append(line)
+            self._num_bytes += len(line)
+            self._num_lines += 1
 
     def flush(self) -> None:
         """Hand all lines to the operating system.
 
         Raises:
-            OSError: if the file cannot be made or written; the lines are kept for the next flush.
+            SinkUnavailableError: if the file cannot be made or written; the lines are kept for the
+                next flush.
         """
-        if not self._lines:
-            return
-        if self._file is None:
-            self._file = self._open()
-        block = b"".join(self._lines)
-        written = 0
-        try:
-            # A short write (a full disk, a signal) is gone on with where it stopped.
-            while written < len(block):
-                written += os.write(self._file, block[written:] if written else block)
-        finally:
-            rest = block[written:]
-            self._lines = [rest] if rest else []
-            self._num_bytes = len(rest)
+        with self._lock:
+            self._bring_out()
+            if self._clock.monotonic_ns() >= self._manifest_due_ns:
+                self._write_manifest()
 
     def close(self) -> None:
-        """Flush and close the file."""
-        try:
-            self.flush()
-        finally:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+        """Flush and close the file; with rotation, close the last part as any other.
 
-    def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        Raises:
+            SinkUnavailableError: if lines are left that cannot be written.
+        """
+        try:
+            with self._lock:
+                self._bring_out()
+                self._close_part()
+        finally:
+            self._end()
+
+    @property
+    def num_unwritten(self) -> int:
+        """Records taken that are not with the operating system yet."""
+        return self._num_lines
+
+    @property
+    def shown(self) -> str:
+        """Where the records go, for a message: the file that grows, as far as that is known."""
+        names = self._names
+        if names is None and self._run is not None:
+            names = self._names_of(self._run.run_id, self._run.dp_rank)[0]
+        return str(self.path if names is None else names.current(rotates=self._rotation.is_on))
+
+    @property
+    def names(self) -> LogNames | None:
+        """Names of the files, once the first record came."""
+        return self._names
+
+    def __repr__(self) -> str:
+        """Return where the records go."""
+        return f"JsonlSink({str(self.path)!r})"
+
+    def _begin(self, record: BatchRecord) -> None:
+        run_id = record.run_id or secrets.token_hex(6)
+        self._names, values = self._names_of(run_id, record.dp_rank)
+        self._log_name = self._log_name_of(values)
+
+    def _names_of(self, run_id: str, dp_rank: int | None) -> tuple[LogNames, Mapping[str, str]]:
+        values = placeholder_values(
+            run_id=run_id, dp_rank=dp_rank, pid=os.getpid(), time_ns=self._clock.time_ns()
+        )
+        return LogNames.of_run(str(self.path), label=self._label, values=values), values
+
+    def _log_name_of(self, values: Mapping[str, str]) -> str:  # noqa: ARG002 - for subclasses
+        """Return what the manifest calls the log."""
+        return self._current().name
+
+    def _make_room(self, num_bytes: int) -> None:
+        limit = self._rotation.part_bytes
+        filled = self._size + self._num_bytes
+        is_full = limit is not None and filled > 0 and filled + num_bytes > limit
+        if not is_full and self._num_bytes < _FLUSH_BYTES:
+            return
+        try:
+            self._bring_out()
+            if is_full:
+                self._close_part()
+        except SinkUnavailableError:
+            if self._num_bytes + num_bytes > _KEPT_BYTES:
+                raise
+
+    def _bring_out(self) -> None:
+        if not self._lines:
+            return
+        block, written = b"", 0
+        try:
+            file = self._opened()
+            block = b"".join(self._lines)
+            # A short write (a full disk, a signal) is gone on with where it stopped.
+            while written < len(block):
+                written += os.write(file, block[written:] if written else block)
+        except OSError as error:
+            self._is_failing = True
+            where = str(self._current())
+            raise SinkUnavailableError(error.errno, error.strerror, where) from error
+        finally:
+            if written:
+                self._note_written(block, written)
+        if self._is_failing:
+            self._is_failing = False
+            logger.warning("%s can be written again", self._current())
+
+    def _note_written(self, block: bytes, written: int) -> None:
+        rest = block[written:]
+        num_left = rest.count(b"\n")
+        self._num_written += self._num_lines - num_left
+        self._num_lines, self._num_bytes = num_left, len(rest)
+        self._lines = [rest] if rest else []
+        begun = block.rfind(b"\n", 0, written) + 1
+        self._head = block[begun:written] if begun else self._head + block[:written]
+        self._size += written
+
+    def _opened(self) -> int:
+        """Return the file to write to, made anew if somebody took it away."""
+        path = self._current()
+        if self._file is not None and not _is_at(path, self._file):
+            os.close(self._file)
+            self._file = None
+        if self._file is None:
+            self._file = self._open(path)
+            self._size = os.fstat(self._file).st_size
+            if self._head:
+                self._lines.insert(0, self._head)
+                self._head = b""
+            # What was beside the file may be gone as well.
+            self._manifest_due_ns = 0
+            if self._rotation.is_on:
+                self._look_after_parts()
+        return self._file
+
+    def _open(self, path: Path) -> int:
+        self._make_folder(path.parent)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             # A writer died in the middle of a line: end that line, or it would swallow ours.
             os.write(file, b"\n")
         return file
 
-    def __repr__(self) -> str:
-        """Return where the records go."""
-        return f"JsonlSink({str(self.path)!r})"
+    def _make_folder(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _current(self) -> Path:
+        if self._names is None:
+            return self.path
+        return self._names.current(rotates=self._rotation.is_on)
+
+    def _look_after_parts(self) -> None:
+        assert self._names is not None  # noqa: S101 - for the type checker: a record has come
+        self.locks.take(self._names.lock)
+        if self._keeper is None:
+            self._keeper = PartsKeeper(
+                self._names,
+                self._rotation,
+                self.locks,
+                close_aged=self._close_aged,
+                removed=self._removed,
+            )
+
+    def _close_part(self) -> None:
+        """Give the part that grew the name of a closed one."""
+        if self._names is None or not self._rotation.is_on or not self._size:
+            return
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self._newest_ns = max(self._began_ns, self._newest_ns + NS_PER_MS)
+        try:
+            self._current().rename(self._names.closed(self._newest_ns, self._first_batch_id))
+        except FileNotFoundError:
+            pass  # somebody took it away
+        except OSError as error:
+            raise SinkUnavailableError(error.errno, error.strerror, str(self._current())) from error
+        self._size = 0
+        self._manifest_due_ns = 0
+        if self._keeper is not None:
+            self._keeper.wake()
+
+    def _close_aged(self) -> None:
+        """Close the part that grows if it is old enough; called by the keeper."""
+        limit = self._rotation.part_seconds
+        with self._lock:
+            age_ns = self._clock.monotonic_ns() - self._began_monotonic_ns
+            if limit is not None and self._size and age_ns >= limit * 1e9:
+                # If that does not go now, it will later.
+                with contextlib.suppress(SinkUnavailableError):
+                    self._bring_out()
+                    self._close_part()
+                    self._write_manifest()
+
+    def _removed(self, part: Part, num_records: int) -> None:
+        """Count what gave way to a limit; called by the keeper."""
+        assert self._names is not None  # noqa: S101 - for the type checker: there are parts
+        if part.own == self._names.own:
+            with self._lock:
+                self._num_removed += num_records
+                self._manifest_due_ns = 0
+        else:
+            count_removed(part.path.with_name(part.own + MANIFEST_SUFFIX), num_records)
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+        if self._has_ended:
+            return
+        self._has_ended = True
+        # Without the lock, which the keeper may want.
+        keeper, self._keeper = self._keeper, None
+        all_done = keeper is None or keeper.close()
+        with self._lock:
+            self._write_manifest(ended=True)
+        if all_done:
+            # Else the lock stays behind, and tells the next run that there is something to do.
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the files to whoever comes next."""
+        self.locks.release_all()
+
+    def _write_manifest(self, *, ended: bool = False) -> None:
+        self._manifest_due_ns = self._clock.monotonic_ns() + _MANIFEST_NS
+        if self._run is not None and self._names is not None:
+            self._manifest_boundary.guard(self._renew_manifest, self._run, self._names, ended)
+
+    def _renew_manifest(self, run: Run, names: LogNames, ended: bool) -> None:  # noqa: FBT001 - passed on by the boundary
+        now = self._clock.time_ns() / 1e9
+        if self._manifest is None:
+            self._manifest = run.manifest(log=self._log_name, started=now, updated=now)
+        # What was lost on its way here has a batch_id too, unless it was the last; and what is
+        # still to be written at the end never will be.
+        num_lost = self._num_batches - self._num_written - (0 if ended else self._num_lines)
+        manifest = attrs.evolve(
+            self._manifest,
+            updated=now,
+            ended=now if ended else None,
+            clean_end=ended and not self._lines,
+            num_written_records=self._num_written,
+            num_dropped_records=max(num_lost, run.num_dropped()),
+            num_removed_records=self._num_removed,
+        )
+        self._make_folder(names.folder)
+        write_manifest(names.manifest, manifest)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False

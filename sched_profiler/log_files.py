@@ -1,0 +1,213 @@
+"""Finds the files that a name stands for, and opens them: wherever they are, compressed or not.
+
+A log is named by a path, a folder, a pattern with wildcards, or a URL of any of these.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import attrs
+
+from sched_profiler import compression
+from sched_profiler.errors import LogError, SettingError
+from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part
+from sched_profiler.redact import is_url, without_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+__all__ = ["LogFile", "LogPath", "find_logs", "find_manifests", "open_log"]
+
+LogPath = str | os.PathLike[str]
+"""Where a log is: a path, a folder, a pattern, or a URL of any of these."""
+
+_LOG_SUFFIX = ".jsonl"
+
+
+class _Place(Protocol):
+    """Where files are."""
+
+    def now_at(self, path: str) -> str:
+        """Return where the file is that was found at `path`."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading."""
+        ...
+
+    def reading(self, path: str) -> AbstractContextManager[None]:
+        """Turn failures of a block that reads the file into errors of ours."""
+        ...
+
+    def beside(self, path: str, ending: str) -> list[str]:
+        """Return the files in the folder of `path` whose names end so."""
+        ...
+
+
+@attrs.frozen
+class LogFile:
+    """One file of a log."""
+
+    name: str
+    """How to call it to a user."""
+    num_bytes: int
+    """Its size on the disk."""
+    path: str
+    place: _Place
+
+
+def find_logs(*logs: LogPath) -> list[LogFile]:
+    """Return the files that logs stand for, each once: closed parts of a log before what grows.
+
+    In a folder, or under a prefix, those are the files whose names end with `.jsonl`, `.jsonl.gz`
+    or `.jsonl.zst`, at any depth.
+
+    Raises:
+        LogError: if a log does not exist or holds no file.
+    """
+    found: dict[str, LogFile] = {}
+    for log in logs:
+        name = os.fspath(log)
+        files = _in_store(name) if is_url(name) else _on_disk(name)
+        for file in sorted(files, key=_order):
+            found.setdefault(file.name if is_url(name) else os.path.realpath(file.path), file)
+    return list(found.values())
+
+
+def find_manifests(*logs: LogPath) -> dict[str, bytes]:
+    """Return the run manifests in and beside logs: their names and contents.
+
+    Raises:
+        LogError: if they cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    for file in find_logs(*logs):
+        for path in file.place.beside(file.path, MANIFEST_SUFFIX):
+            if path not in found:
+                with file.place.open(path) as stream:
+                    found[path] = stream.read()
+    return found
+
+
+@contextmanager
+def open_log(file: LogFile) -> Iterator[BinaryIO]:
+    """Open a file of a log for reading, uncompressed; the block reads it.
+
+    Raises:
+        LogError: if it cannot be read, also in the block.
+    """
+    place, path = file.place, file.place.now_at(file.path)
+    with (
+        place.reading(path),
+        place.open(path) as stream,
+        compression.read_errors(file.name),
+    ):
+        yield compression.decompressed(stream, path)
+
+
+def _order(file: LogFile) -> tuple[str, bool, str]:
+    folder, name = posixpath.split(file.path)
+    return folder, not is_part(name), name
+
+
+def _is_log(name: str) -> bool:
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return name.endswith(_LOG_SUFFIX)
+
+
+def _hidden(path: str) -> bool:
+    return posixpath.basename(path).startswith(".")
+
+
+def _without_twins(paths: list[str]) -> list[str]:
+    """Leave out what has just been compressed and is still there uncompressed as well."""
+    plain = set(paths)
+    return [path for path in paths if not any(path + end in plain for end in COMPRESSED)]
+
+
+class _Disk:
+    """Files of this machine."""
+
+    def now_at(self, path: str) -> str:
+        if Path(path).exists():
+            return path
+        # It may have been compressed since it was found.
+        return next((path + end for end in COMPRESSED if Path(path + end).exists()), path)
+
+    def open(self, path: str) -> BinaryIO:
+        try:
+            return open(path, "rb")  # noqa: PTH123 - a path as the user wrote it
+        except FileNotFoundError:
+            raise LogError(
+                f"{path}: no such file; a server writes its log where VLLM_SCHEDULER_PROFILING_LOG "
+                "says, relative to the folder it was started in"
+            ) from None
+        except OSError as error:
+            raise LogError(f"{path} cannot be read: {error.strerror}") from None
+
+    def reading(self, path: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as for a store
+        return nullcontext()
+
+    def beside(self, path: str, ending: str) -> list[str]:
+        folder = glob.escape(str(Path(path).parent))
+        return sorted(glob.glob(f"{folder}/*{ending}"))  # noqa: PTH207 - as names
+
+
+_DISK = _Disk()
+
+
+def _on_disk(name: str) -> list[LogFile]:
+    if Path(name).is_dir():
+        inside = [str(path) for path in Path(name).rglob("*") if path.is_file()]
+        paths = [path for path in inside if _is_log(path) and not _hidden(path)]
+        if not paths:
+            raise LogError(
+                f"{name} is a folder without a log in it (*.jsonl, *.jsonl.gz, *.jsonl.zst)"
+            )
+    elif glob.has_magic(name) and not Path(name).exists():
+        matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
+        paths = [path for path in matching if Path(path).is_file() and not _is_manifest(path)]
+        if not paths:
+            raise LogError(f"{name}: no such file")
+    else:
+        paths = [name]
+    return [LogFile(path, _size(path), path, _DISK) for path in _without_twins(paths)]
+
+
+def _is_manifest(path: str) -> bool:
+    return path.endswith(MANIFEST_SUFFIX)
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0  # opening it will say what is wrong
+
+
+def _in_store(url: str) -> list[LogFile]:
+    # Loaded only for URLs: fsspec is no part of the base install.
+    from sched_profiler.store import Store  # noqa: PLC0415
+
+    try:
+        store = Store(url)
+    except SettingError as error:
+        raise LogError(f"{without_credentials(url)}: {error}") from None
+    sizes = dict(store.find())
+    paths = [path for path in sizes if not _is_manifest(path) and not _hidden(path)]
+    if len(sizes) != 1:
+        paths = [path for path in paths if _is_log(path)]
+    if not paths:
+        raise LogError(
+            f"{store.url} holds no log (*.jsonl, *.jsonl.gz, *.jsonl.zst); "
+            "check the bucket and the prefix"
+        )
+    return [LogFile(store.name(path), sizes[path], path, store) for path in _without_twins(paths)]

@@ -1,0 +1,215 @@
+"""What is constant for a run, and how it went: one small JSON file beside the log.
+
+The manifest is written when the first record comes, renewed now and then, and completed at the end.
+A run that never ended shows as such: its `ended` is null.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
+
+import attrs
+import orjson
+
+from sched_profiler import __version__
+from sched_profiler.errors import LogError, SettingError
+from sched_profiler.redact import without_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+__all__ = ["MANIFEST_VERSION", "Run", "RunFacts", "RunManifest", "parse_manifest", "write_manifest"]
+
+MANIFEST_VERSION = 1
+"""Version of the manifest that this package writes."""
+
+
+class RunFacts(TypedDict, total=False):
+    """What only the engine knows of a run; see `RunManifest`. What is unknown is left out."""
+
+    engine: str
+    engine_version: str
+    model: str
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    long_prefill_token_threshold: int
+    block_size: int
+    num_blocks: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    async_scheduling: bool
+
+
+def _field(doc: str, **options: Any) -> Any:
+    return attrs.field(metadata={"doc": doc}, **options)
+
+
+@attrs.frozen(kw_only=True)
+class RunManifest:
+    """One run: the life of one engine, on one rank. Unknown is null."""
+
+    manifest_version: int = _field("Version of this layout.", default=MANIFEST_VERSION)
+    run_id: str = _field("The `run_id` of every record of the run.")
+    dp_rank: int | None = _field("Data-parallel rank of the engine.", default=None)
+    log: str = _field(
+        "Where the records are: the name of the file, or the URL of the store without credentials. "
+        "With rotation, the name of the part that grows."
+    )
+    started: float = _field("Unix time in seconds of the first record.")
+    updated: float = _field("Unix time in seconds at which this was written: a sign of life.")
+    ended: float | None = _field(
+        "Unix time in seconds of the end. Null while the run goes on, and for ever if it was "
+        "killed.",
+        default=None,
+    )
+    clean_end: bool = _field(
+        "Whether the run ended in order, with everything written that was taken.", default=False
+    )
+    num_written_records: int = _field("Records handed to the operating system.", default=0)
+    num_dropped_records: int = _field(
+        "Batches that have no record, and never will: the queue was full, or writing failed.",
+        default=0,
+    )
+    num_removed_records: int = _field(
+        "Written records that gave way to a limit of size or count.", default=0
+    )
+    host: str = _field("Name of the machine.")
+    pid: int = _field("Process that wrote the log.")
+    python_version: str = _field("Version of Python.")
+    sched_profiler_version: str = _field("Version of this package.")
+    engine: str | None = _field("Name of the engine, such as vllm.", default=None)
+    engine_version: str | None = _field("Its version.", default=None)
+    model: str | None = _field("Name or path of the model.", default=None)
+    max_num_batched_tokens: int | None = _field("Most tokens in a batch.", default=None)
+    max_num_seqs: int | None = _field("Most requests that run at a time.", default=None)
+    long_prefill_token_threshold: int | None = _field(
+        "Most tokens of a prefill chunk; 0 for no such limit.", default=None
+    )
+    block_size: int | None = _field("Tokens in a block of the KV cache.", default=None)
+    num_blocks: int | None = _field("Blocks in the KV cache.", default=None)
+    tensor_parallel_size: int | None = _field("Ranks of tensor parallelism.", default=None)
+    pipeline_parallel_size: int | None = _field("Ranks of pipeline parallelism.", default=None)
+    data_parallel_size: int | None = _field("Ranks of data parallelism.", default=None)
+    async_scheduling: bool | None = _field(
+        "Whether a batch is scheduled while the one before it runs.", default=None
+    )
+
+
+attrs.resolve_types(RunManifest)
+_FACTS = {
+    name: kind
+    for name, kind in get_type_hints(RunManifest).items()
+    if name in get_type_hints(RunFacts)
+}
+
+
+class Run:
+    """What a profiler tells its sink of the run that the records are from.
+
+    Attributes:
+        run_id: identifier of the run.
+        dp_rank: data-parallel rank of the engine, if it has one.
+        facts: what the engine told.
+        num_dropped: returns how many batches have no record so far.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        dp_rank: int | None,
+        facts: Mapping[str, Any],
+        num_dropped: Callable[[], int],
+    ) -> None:
+        """Describe a run.
+
+        Raises:
+            SettingError: if a fact is unknown or of a wrong type.
+        """
+        self.run_id = run_id
+        self.dp_rank = dp_rank
+        self.facts = {
+            name: _checked(name, value) for name, value in facts.items() if value is not None
+        }
+        self.num_dropped = num_dropped
+
+    def manifest(self, *, log: str, started: float, updated: float) -> RunManifest:
+        """Return the manifest of this run, with no records yet."""
+        return RunManifest(
+            run_id=self.run_id,
+            dp_rank=self.dp_rank,
+            log=without_credentials(log),
+            started=started,
+            updated=updated,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            python_version=platform.python_version(),
+            sched_profiler_version=__version__,
+            **self.facts,
+        )
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name not in _FACTS:
+        raise SettingError(
+            f"there is no fact of a run named {name}; there are {', '.join(sorted(_FACTS))}"
+        )
+    kind = next(kind for kind in (bool, int, str) if kind in _FACTS[name].__args__)
+    if type(value) is not kind:
+        raise SettingError(f"{name} is {value!r:.60}; expected {kind.__name__}")
+    # The model may be named by a URL.
+    return without_credentials(value) if isinstance(value, str) else value
+
+
+def write_manifest(path: Path, manifest: RunManifest) -> None:
+    """Write a manifest so that a reader finds the old one or the new one, and never a half.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    text = orjson.dumps(
+        attrs.asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    )
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_bytes(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def parse_manifest(text: bytes, name: str) -> RunManifest:
+    """Return the manifest that a file holds; fields that this version does not know are ignored.
+
+    Raises:
+        LogError: naming the file and what is wrong with it.
+    """
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise LogError(f"{name} is no run manifest: not JSON ({error.msg})") from None
+    if not isinstance(fields, dict):
+        raise LogError(f"{name} is no run manifest: no JSON object")
+    version = fields.get("manifest_version")
+    if type(version) is int and version > MANIFEST_VERSION:
+        raise LogError(
+            f"{name}: manifest_version {version} is newer than {MANIFEST_VERSION}; "
+            "upgrade sched-profiler"
+        )
+    known = {}
+    for field in attrs.fields(RunManifest):
+        if field.name not in fields:
+            if field.default is attrs.NOTHING:
+                raise LogError(f"{name} is no run manifest: it lacks {field.name}")
+            continue
+        value = fields[field.name]
+        kinds: tuple[Any, ...] = getattr(field.type, "__args__", (field.type,))
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            raise LogError(f"{name} is no run manifest: {field.name} is {value!r:.60}")
+        known[field.name] = value
+    return RunManifest(**known)

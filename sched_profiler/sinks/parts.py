@@ -1,0 +1,317 @@
+"""Looks after the closed parts of a log: compresses them, and lets the oldest give way.
+
+All of that happens on a thread of its own, so that neither the engine nor the writer waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import orjson
+
+from sched_profiler import compression
+from sched_profiler.boundary import Boundary
+from sched_profiler.errors import LogError, SettingError
+from sched_profiler.log_names import NS_PER_MS
+from sched_profiler.manifest import parse_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sched_profiler.log_names import LogNames, Part
+
+__all__ = [
+    "PartsKeeper",
+    "Rotation",
+    "RunLocks",
+    "compress_parts",
+    "count_removed",
+    "lower_priority",
+    "settle",
+]
+
+_LOOK_S = 0.5
+_LOOKS_BETWEEN_SETTLING = 60
+_CLOSE_S = 3.0
+
+
+def _limit(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise SettingError(f"{attribute.name} is {value}; expected a number above 0, or None")
+
+
+@attrs.frozen(kw_only=True)
+class Rotation:
+    """When a part of a log is closed, and how long closed parts are kept.
+
+    Limits hold for all runs of the same log that this engine may look after: its own, and those
+    that have ended.
+
+    Attributes:
+        part_bytes: close a part before it gets larger than so many bytes.
+        part_seconds: close a part that began so long ago.
+        keep_parts: keep so many closed parts; the oldest give way.
+        keep_bytes: keep so many bytes of parts on this disk; the oldest give way.
+        compress: `gzip` or `zstd`: compress closed parts.
+    """
+
+    part_bytes: int | None = attrs.field(default=None, validator=_limit)
+    part_seconds: float | None = attrs.field(default=None, validator=_limit)
+    keep_parts: int | None = attrs.field(default=None, validator=_limit)
+    keep_bytes: int | None = attrs.field(default=None, validator=_limit)
+    compress: str | None = attrs.field(default=None)
+
+    def __attrs_post_init__(self) -> None:
+        """Check what fields alone cannot say."""
+        if self.compress is not None and self.compress not in compression.SUFFIXES:
+            raise SettingError(f"compress is {self.compress!r}; use gzip or zstd")
+        if not self.is_on and (self.keep_parts or self.keep_bytes or self.compress):
+            raise SettingError(
+                "keep_parts, keep_bytes and compress are about closed parts; "
+                "say with part_bytes or part_seconds when a part is closed"
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether parts are closed at all."""
+        return self.part_bytes is not None or self.part_seconds is not None
+
+
+class RunLocks:
+    """Says whose files are whose: a live run holds the lock of its files.
+
+    The system takes a lock away from a process that dies. So whoever gets the lock of another run
+    knows that it has ended, and may look after its files.
+    """
+
+    def __init__(self) -> None:
+        """Hold no lock yet."""
+        self._held: dict[Path, int] = {}
+        self._guard = threading.Lock()
+
+    def take(self, path: Path) -> bool:
+        """Take a lock if nobody else has it; tell whether it is held now."""
+        with self._guard:
+            held = self._held.get(path)
+            if held is not None:
+                if _is_at(path, held):
+                    return True
+                # Somebody removed the folder: that lock keeps nobody away any more.
+                os.close(self._held.pop(path))
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError:
+                return False
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(file)
+                return False
+            # Its holder may have removed it just before we got it.
+            if not _is_at(path, file):
+                os.close(file)
+                return False
+            self._held[path] = file
+            return True
+
+    def release(self, path: Path) -> None:
+        """Give a lock back and remove its file."""
+        with self._guard:
+            file = self._held.pop(path, None)
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                os.close(file)
+
+    def release_all(self) -> None:
+        """Give all locks back."""
+        for path in list(self._held):
+            self.release(path)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except OSError:
+        return False
+
+
+def settle(names: LogNames, *, compress: str | None) -> None:
+    """Bring the files of a run that was killed into the state of one that ended in order.
+
+    The part that grew is closed, and what was left uncompressed is compressed. The caller holds the
+    run's lock.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+    """
+    current = names.current(rotates=True)
+    with contextlib.suppress(FileNotFoundError):
+        with current.open("rb") as file:
+            first = file.readline()
+        if first:
+            began_ns, batch_id = _beginning(first, current)
+            newest_ns = max((part.time_ns for part in names.parts()), default=0)
+            current.rename(names.closed(max(began_ns, newest_ns + NS_PER_MS), batch_id))
+        else:
+            current.unlink()
+    compress_parts(names, compress)
+
+
+def _beginning(line: bytes, path: Path) -> tuple[int, int]:
+    """Return when the first batch of a part began, and its identifier."""
+    try:
+        fields = orjson.loads(line)
+        return round(fields["timestamp"] * 1e9), int(fields["batch_id"])
+    except (KeyError, TypeError, ValueError):
+        return path.stat().st_mtime_ns, 0
+
+
+def compress_parts(names: LogNames, way: str | None) -> None:
+    """Compress the parts of a run that are not yet.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+    """
+    if way is None:
+        return
+    for part in names.parts():
+        if not part.is_compressed:
+            # A part that gave way in the meantime is no failure.
+            with contextlib.suppress(FileNotFoundError):
+                compression.compress(part.path, way)
+
+
+class PartsKeeper:
+    """The thread that looks after the parts of one log.
+
+    Attributes:
+        locks: held for this run and for the ended ones that it looks after.
+    """
+
+    def __init__(
+        self,
+        names: LogNames,
+        rotation: Rotation,
+        locks: RunLocks,
+        *,
+        close_aged: Callable[[], None],
+        removed: Callable[[Part, int], None],
+    ) -> None:
+        """Look after the parts of `names`.
+
+        Args:
+            names: names of the run's files.
+            rotation: what is asked for.
+            locks: takes the locks of other runs that have ended.
+            close_aged: called now and then, to close a part that is old enough.
+            removed: called with a part that gave way, and the number of its records.
+        """
+        self.locks = locks
+        self._names = names
+        self._rotation = rotation
+        self._close_aged = close_aged
+        self._removed = removed
+        self._boundary = Boundary("looking after the parts of a log", limit=None)
+        self._woken = threading.Event()
+        self._woken.set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="sched-profiler-parts", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A part was closed."""
+        self._woken.set()
+
+    def close(self, timeout: float = _CLOSE_S) -> bool:
+        """Do what is left to do; tell whether that was done in `timeout` seconds."""
+        self._closing = True
+        self._woken.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        lower_priority()
+        for look in itertools.count():
+            closing = self._closing
+            if look % _LOOKS_BETWEEN_SETTLING == 0:
+                self._boundary.guard(self._settle_killed_runs)
+            self._boundary.guard(self._close_aged)
+            if self._woken.is_set() or closing:
+                self._woken.clear()
+                self._boundary.guard(compress_parts, self._names, self._rotation.compress)
+                self._boundary.guard(self._keep_limits)
+            if closing:
+                return
+            self._woken.wait(_LOOK_S)
+
+    def _settle_killed_runs(self) -> None:
+        for names in self._names.other_runs():
+            # Whoever ends in order, and in time, leaves no lock and nothing to compress.
+            unfinished = names.lock.exists() or not all(p.is_compressed for p in names.parts())
+            if unfinished and self.locks.take(names.lock):
+                settle(names, compress=self._rotation.compress)
+                self._woken.set()
+
+    def _keep_limits(self) -> None:
+        rotation = self._rotation
+        if rotation.keep_parts is None and rotation.keep_bytes is None:
+            return
+        sizes = {
+            part: size
+            for part in self._names.parts_of_all_runs()
+            if (size := _size(part.path)) and self._may_remove(part)
+        }
+        total = sum(sizes.values()) + _size(self._names.current(rotates=True))
+        for number, part in zip(range(len(sizes), 0, -1), sorted(sizes), strict=True):
+            too_many = rotation.keep_parts is not None and number > rotation.keep_parts
+            too_large = rotation.keep_bytes is not None and total > rotation.keep_bytes
+            if not too_many and not too_large:
+                return
+            num_records = compression.num_lines(part.path)
+            with contextlib.suppress(FileNotFoundError):
+                part.path.unlink()
+                self._removed(part, num_records)
+            total -= sizes[part]
+
+    def _may_remove(self, part: Part) -> bool:
+        lock = part.path.with_name(f".{part.own}.lock")
+        return part.own == self._names.own or self.locks.take(lock)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def count_removed(manifest: Path, num_records: int) -> None:
+    """Note in the manifest of a run that has ended that records of it gave way.
+
+    Raises:
+        OSError: if the manifest cannot be read or written.
+    """
+    try:
+        before = parse_manifest(manifest.read_bytes(), manifest.name)
+    except (FileNotFoundError, LogError):
+        return  # nothing to be true to
+    total = before.num_removed_records + num_records
+    write_manifest(manifest, attrs.evolve(before, num_removed_records=total))
+
+
+def lower_priority() -> None:
+    """Let this thread give way to the engine's; where threads have a priority of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            now = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, now + 10))

@@ -1,0 +1,440 @@
+"""Records reach a store by way of the spool; one that is slow or dead costs the engine nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from engine_under_test import engine, only_file, serve, until
+from s3_server import S3Server
+
+from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, SettingError
+from sched_profiler.cli import main
+from sched_profiler.reader import read_records
+from sched_profiler.sinks import remote
+from sched_profiler.store import Store
+from sched_profiler.verify import verify
+
+SOON = Rotation(part_seconds=0.2, keep_bytes=1 << 30, compress="gzip")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Return a server that speaks S3; a test that kills it starts it again."""
+    started = S3Server(tmp_path_factory.mktemp("s3"))
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Return the server, with its address and a credential in the environment."""
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """Return an empty store in the memory of this process."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    yield store
+    store.store.clear()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for long between two tries."""
+    monkeypatch.setattr(remote, "_FIRST_RETRY_S", 0.1)
+    monkeypatch.setattr(remote, "_LONGEST_RETRY_S", 0.5)
+
+
+def is_empty(spool: Path) -> bool:
+    """Tell whether nothing is left in a spool."""
+    return list(spool.iterdir()) == []
+
+
+def test_nothing_happens_before_the_first_record(tmp_path: Path, memory: Any) -> None:
+    """The sink can be made before the process of the engine exists."""
+    before = threading.active_count()
+    sink = RemoteSink("memory://logs/", spool=tmp_path / "spool")
+    sink.flush()
+    sink.close()
+    assert threading.active_count() == before
+    assert not (tmp_path / "spool").exists()
+
+
+def test_records_arrive_as_compressed_parts_with_a_manifest(tmp_path: Path, memory: Any) -> None:
+    """And nothing of them is left here."""
+    sink = RemoteSink("memory://logs/{dp_rank}", spool=tmp_path, rotation=SOON)
+    with BatchProfiler(sink, dp_rank=3) as profiler:
+        for _ in range(3):
+            serve(profiler, 100)
+            time.sleep(0.7)
+    names = sorted(memory.find("/logs/3"))
+    *parts, manifest = names
+    assert len(parts) == 3
+    assert all(f"-3-{profiler.run_id}-" in name and name.endswith(".jsonl.gz") for name in parts)
+    assert manifest.endswith(f"{profiler.run_id}.run.json")
+    assert is_empty(tmp_path)
+    assert [r.batch_id for r in read_records("memory://logs/3/")] == list(range(300))
+    (run,) = verify("memory://logs/").runs
+    assert (run.num_records, run.num_missing, run.end) == (300, 0, "clean")
+
+
+def test_a_sink_that_is_closed_goes_on_and_may_be_closed_again(tmp_path: Path, memory: Any) -> None:
+    """A signal closes it, the engine goes on for a while, and closes it at last."""
+    sink = RemoteSink("memory://again/", spool=tmp_path)
+    profiler = BatchProfiler(sink, background=False)
+    for _ in range(2):
+        serve(profiler, 10)
+        sink.close()
+        assert is_empty(tmp_path)
+    assert profiler.close()
+    assert is_empty(tmp_path)
+    (run,) = verify("memory://again/").runs
+    assert (run.num_records, run.num_missing, run.end) == (20, 0, "clean")
+
+
+def test_a_url_of_a_file_gives_the_objects_its_name(tmp_path: Path, memory: Any) -> None:
+    """They are beside each other all the same."""
+    with BatchProfiler(RemoteSink("memory://a/b/run.jsonl", spool=tmp_path)) as profiler:
+        serve(profiler, 1)
+    assert all(name.startswith("/a/b/run.") for name in memory.find("/a"))
+    assert len(list(read_records("memory://a/b/run.*.jsonl.gz"))) == 1
+
+
+def test_the_spool_is_for_nobody_else_and_files_follow_the_umask(
+    tmp_path: Path, memory: Any
+) -> None:
+    """Folders are 0700; who may read a file of an old spool is the operator's decision."""
+    before = os.umask(0o027)
+    try:
+        spool = tmp_path / "a" / "spool"
+        profiler = BatchProfiler(RemoteSink("memory://x/", spool=spool))
+        serve(profiler, 1)
+        assert profiler.flush(5)
+        assert spool.stat().st_mode & 0o777 == 0o700
+        files = [path for path in spool.iterdir() if path.suffix == ".jsonl"]
+        assert [path.stat().st_mode & 0o777 for path in files] == [0o640]
+        profiler.close()
+    finally:
+        os.umask(before)
+
+
+def test_the_oldest_parts_give_way_when_the_spool_is_full(
+    tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture, impatient: None
+) -> None:
+    """It is said, and counted: verify explains the gap."""
+    rotation = Rotation(part_bytes=20_000, keep_bytes=100_000)
+    sink = RemoteSink("s3://no-such-bucket/", spool=tmp_path, rotation=rotation, close_timeout=1)
+    with BatchProfiler(sink) as profiler:
+        serve(profiler, 1000)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 100_000
+    assert caplog.text.count("is full: the oldest records give way") == 1
+    (run,) = verify(tmp_path).runs
+    assert run.num_removed == run.num_missing > 800
+    assert run.num_unexplained == 0
+    assert run.num_records + run.num_removed == 1000
+
+
+def test_a_full_day_on_a_real_server(
+    tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two engines with the same setting, read back as one; nothing is missing or double."""
+    sinks = [RemoteSink("s3://bucket/day/", spool=tmp_path, rotation=SOON) for _ in range(2)]
+    profilers = [BatchProfiler(sink, dp_rank=rank) for rank, sink in enumerate(sinks)]
+    for _ in range(5):
+        for profiler in profilers:
+            serve(profiler, 200)
+        time.sleep(0.3)
+    for profiler in profilers:
+        assert profiler.close()
+    report = verify("s3://bucket/day/")
+    assert [(run.num_records, run.num_missing, run.num_duplicates) for run in report.runs] == [
+        (1000, 0, 0)
+    ] * 2
+    assert {run.end for run in report.runs} == {"clean"}
+    assert is_empty(tmp_path)
+    assert main(["verify", "s3://bucket/day/"]) == 0
+    assert main(["analyze", "s3://bucket/day/"]) == 0
+    assert "2,000 batches of 2 runs" in capsys.readouterr().out
+    # The times at which parts began come first in the names.
+    names = [path for path in s3.client().find("bucket/day") if "run.json" not in path]
+    assert len(names) >= 4
+    assert names == sorted(names)
+
+
+def test_a_server_that_is_killed_in_an_upload_and_started_again_gets_every_record(
+    tmp_path: Path,
+    s3: S3Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
+) -> None:
+    """Records wait in the spool meanwhile."""
+    uploading = threading.Event()
+    put = Store.put
+
+    def noticed_put(store: Store, file: Path, name: str) -> None:
+        if file.stat().st_size > 1 << 20:
+            uploading.set()
+        put(store, file, name)
+
+    monkeypatch.setattr(Store, "put", noticed_put)
+    rotation = Rotation(part_bytes=20 << 20, part_seconds=1)
+    sink = RemoteSink("s3://bucket/killed/", spool=tmp_path, rotation=rotation, close_timeout=60)
+    profiler = BatchProfiler(sink)
+    try:
+        for _ in range(3):
+            serve(profiler, 1000, num_decodes=5000)
+            assert profiler.flush(20)
+        assert uploading.wait(30)
+        s3.kill()
+        serve(profiler, 600)
+        until(lambda: "uploading is tried again" in caplog.text, 60)
+    finally:
+        s3.kill()
+        s3.start()
+    assert profiler.close(timeout=90)
+    (run,) = verify("s3://bucket/killed/").runs
+    assert (run.num_records, run.num_missing, run.num_duplicates) == (3600, 0, 0)
+    assert caplog.text.count("uploading is tried again") == 1
+    assert "is reached again after" in caplog.text
+    assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["pass", "time.sleep(2)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_what_is_left_at_the_end_of_the_process_is_uploaded_without_a_close(
+    tmp_path: Path, s3: S3Server, end: str
+) -> None:
+    """Although the interpreter takes no new work for its threads by then; and nothing is logged."""
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from engine_under_test import serve
+from sched_profiler import BatchProfiler, RemoteSink
+profiler = BatchProfiler(RemoteSink("s3://bucket/" + sys.argv[1], spool=sys.argv[1]))
+serve(profiler, 100)
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == (-signal.SIGTERM if "kill" in end else 0)
+    assert is_empty(tmp_path)
+    (run,) = verify(f"s3://bucket/{tmp_path}").runs
+    assert (run.num_records, run.end) == (100, "clean")
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "reason"),
+    [
+        ("s3://bucket/denied/", {"AWS_SECRET_ACCESS_KEY": "wrong-secret-key-000"}, "Permission"),
+        ("s3://no-such-bucket/x/", {}, "bucket does not exist"),
+    ],
+)
+def test_what_a_store_refuses_stays_in_the_spool_until_upload_is_told_where_to(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    impatient: None,
+    url: str,
+    environ: dict[str, str],
+    reason: str,
+) -> None:
+    """Close is quick, and one line names what is left and what to do."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    sink = RemoteSink(url, spool=tmp_path, rotation=SOON, close_timeout=1)
+    profiler = BatchProfiler(sink)
+    serve(profiler, 100)
+    until(lambda: "uploading is tried again" in caplog.text)
+    began = time.monotonic()
+    assert profiler.close()
+    assert time.monotonic() - began < 8
+    assert reason in caplog.text
+    left = [path.name for path in tmp_path.glob("*.jsonl.gz")]
+    assert left
+    (line,) = [message for message in caplog.messages if "is not reached in time" in message]
+    assert all(name in line for name in left)
+    assert f"sched-profiler upload {tmp_path}" in line
+    if "no-such" in url:
+        assert main(["upload", str(tmp_path)]) == 1
+        assert "bucket does not exist" in capsys.readouterr().out
+    for name, value in s3.environ.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    target = f"s3://bucket/rescued/{profiler.run_id}/"
+    assert main(["upload", str(tmp_path), "--to", target]) == 0
+    assert f"{len(left)} parts uploaded" in capsys.readouterr().out
+    assert is_empty(tmp_path)
+    assert len(list(read_records(target))) == 100
+
+
+def test_a_connection_that_hangs_costs_the_engine_nothing(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Handing over stays fast, close ends in time, and all is in the spool."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)  # takes connections, and never says a word
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        fsspec.filesystem("s3").clear_instance_cache()
+        sink = RemoteSink("s3://bucket/x/", spool=tmp_path, rotation=SOON, close_timeout=1)
+        profiler = BatchProfiler(sink)
+        serve(profiler, 100)
+        assert profiler.flush(5)
+        time.sleep(1.5)  # by now an upload hangs
+        began = time.monotonic()
+        serve(profiler, 1000)
+        assert time.monotonic() - began < 3
+        began = time.monotonic()
+        assert profiler.close()
+        assert time.monotonic() - began < 8
+    fsspec.filesystem("s3").clear_instance_cache()
+    assert "is not reached in time" in caplog.text
+    (run,) = verify(tmp_path).runs
+    assert (run.num_records, run.num_missing, run.end) == (1100, 0, "clean")
+
+
+def test_what_a_killed_engine_left_is_uploaded_by_the_next_start(
+    tmp_path: Path, s3: S3Server
+) -> None:
+    """Also the part that had been growing, and the manifest, which shows no end."""
+    code = (
+        f"RemoteSink('s3://bucket/next/', spool={str(tmp_path)!r}, "
+        "rotation=Rotation(part_seconds=0.7, compress='gzip'))"
+    )
+    with engine(code) as first:
+        time.sleep(2)
+        num_handed_over = first.killed()
+    assert list(tmp_path.glob("*.jsonl*"))
+    manifest = only_file(tmp_path, "*.run.json")
+    with engine(code) as second:
+        until(lambda: not manifest.exists())
+        printed, _ = second.ended()
+    assert "closed True" in printed
+    assert is_empty(tmp_path)
+    killed, clean = verify("s3://bucket/next/").runs
+    if killed.end == "clean":
+        killed, clean = clean, killed
+    assert (killed.end, clean.end) == ("none", "clean")
+    assert killed.num_missing == clean.num_missing == 0
+    assert num_handed_over - killed.num_records < 20_000
+
+
+def test_what_a_killed_engine_left_is_uploaded_by_the_command(
+    tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To where it was bound for; a run that still lives is left to its own process."""
+    code = f"RemoteSink('s3://bucket/command/', spool={str(tmp_path)!r})"
+    with engine(code) as one:
+        until(lambda: list(tmp_path.glob("*.run.json")))
+        assert main(["upload", str(tmp_path)]) == 1
+        assert "still running; its own process uploads it" in capsys.readouterr().out
+        time.sleep(0.5)
+        one.killed()
+    assert main(["upload", str(tmp_path)]) == 0
+    assert "1 parts uploaded\n" in capsys.readouterr().out
+    assert is_empty(tmp_path)
+    (run,) = verify("s3://bucket/command/").runs
+    assert run.num_missing == 0
+    assert run.end == "none"
+
+
+def test_a_run_bound_for_another_place_does_not_keep_ours_back(
+    tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left from before may have nowhere to go."""
+    gone = RemoteSink("s3://no-such-bucket/", spool=tmp_path, rotation=SOON, close_timeout=0.1)
+    with BatchProfiler(gone) as before:
+        serve(before, 10)
+    sink = RemoteSink("s3://bucket/ours/", spool=tmp_path, rotation=SOON)
+    with BatchProfiler(sink) as profiler:
+        serve(profiler, 10)
+        until(lambda: f"{before.run_id} stays in" in caplog.text)
+        until(lambda: not list(tmp_path.glob(f"*-{profiler.run_id}-*")))
+    assert len(list(read_records("s3://bucket/ours/"))) == 10
+    assert list(tmp_path.glob(f"*{before.run_id}*.gz"))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense://x/", "nonsense:// is no kind of URL that fsspec knows"),
+        ("s3://key:s3cret@bucket/x/", "names a bucket and no user"),
+        ("memory://{rank}/", r"\{rank\}"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_an_error_at_once(url: str, message: str) -> None:
+    """When the sink is made, not when the first part is closed."""
+    with pytest.raises(SettingError, match=message) as refused:
+        RemoteSink(url)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("url", "extra"), [("s3://bucket/", "s3"), ("memory://x/", "remote")])
+def test_what_is_not_installed_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, url: str, extra: str
+) -> None:
+    """With the remedy."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(SettingError, match=rf'pip install "sched-profiler\[{extra}\]"'):
+        RemoteSink(url)
+
+
+def test_parts_must_be_closed_to_be_uploaded() -> None:
+    """A rotation that closes none would never upload any."""
+    with pytest.raises(SettingError, match="set part_seconds"):
+        RemoteSink("memory://x/", rotation=Rotation())
+
+
+def test_upload_leaves_a_log_without_rotation_alone(
+    tmp_path: Path, memory: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file may be another run's as well; and one with rotation needs to be told where to."""
+    with BatchProfiler(JsonlSink(tmp_path / "plain.jsonl")) as profiler:
+        serve(profiler, 1)
+    sink = JsonlSink(tmp_path / "parts.jsonl", rotation=Rotation(part_seconds=60))
+    with BatchProfiler(sink) as profiler:
+        serve(profiler, 1)
+    before = {path.name for path in tmp_path.glob("plain.*")}
+    assert main(["upload", str(tmp_path)]) == 1
+    assert "bound for no URL; say where with --to" in capsys.readouterr().out
+    assert main(["upload", str(tmp_path), "--to", "memory://there/"]) == 1
+    assert "without rotation has no parts" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert len(list(read_records("memory://there/"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(False, "is no folder; name a spool"), (True, "has no run to upload")],
+)
+def test_a_folder_that_is_no_spool_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, make: bool, message: str
+) -> None:
+    """The command says so and ends with 2."""
+    folder = tmp_path / "spool"
+    if make:
+        folder.mkdir()
+    assert main(["upload", str(folder)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""A log is found and read wherever it is, and however it is compressed."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import zstandard
+from synthetic import records, write_log
+
+from sched_profiler import LogError
+from sched_profiler.analysis import load
+from sched_profiler.log_files import find_logs, find_manifests, open_log
+from sched_profiler.reader import Tally, read_blocks, read_records
+
+ALL = list(records(60))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a log in three parts, each stored in another way."""
+    logs = tmp_path / "logs"
+    (logs / "rank0").mkdir(parents=True)
+    write_log(logs / "log.run.jsonl", ALL[40:])
+    plain = write_log(tmp_path / "plain", ALL[:20]).read_bytes()
+    part = "log.20261124T113336.123Z-run-000000000.jsonl.gz"
+    (logs / part).write_bytes(gzip.compress(plain))
+    plain = write_log(tmp_path / "plain", ALL[20:40]).read_bytes()
+    part = "log.20261124T113346.123Z-run-000000020.jsonl.zst"
+    (logs / part).write_bytes(zstandard.compress(plain))
+    (logs / "log.run.run.json").write_text("{}")
+    (logs / ".hidden.jsonl").write_text("no record")
+    (logs / "notes.txt").write_text("no record")
+    return logs
+
+
+def test_a_folder_stands_for_all_logs_in_it_in_order(folder: Path) -> None:
+    """Closed parts before what grows; nothing else that lies there."""
+    assert list(read_records(folder)) == ALL
+    write_log(folder / "rank0" / "log.jsonl", ALL[:1])
+    assert len(find_logs(folder)) == 4
+    assert list(load(folder)["batch_id"]) == [record.batch_id for record in ALL]
+
+
+def test_a_pattern_stands_for_what_matches(folder: Path) -> None:
+    """Manifests beside the log are no log."""
+    assert list(read_records(str(folder / "log.2*"))) == ALL[:40]
+    assert len(find_logs(f"{folder}/log.*")) == 3
+    with pytest.raises(LogError, match=r"x\*: no such file"):
+        find_logs(f"{folder}/x*")
+
+
+def test_a_file_named_twice_is_read_once(folder: Path) -> None:
+    """By itself and with its folder, or through a link."""
+    (folder / "link.jsonl").symlink_to(folder / "log.run.jsonl")
+    assert len(find_logs(folder, folder / "log.run.jsonl", folder / "link.jsonl")) == 3
+
+
+def test_a_part_that_is_being_compressed_is_read_once(folder: Path, tmp_path: Path) -> None:
+    """For a moment it is there in both forms."""
+    (folder / "log.20261124T113336.123Z-run-000000000.jsonl").write_bytes(
+        write_log(tmp_path / "plain", ALL[:20]).read_bytes()
+    )
+    assert list(read_records(folder)) == ALL
+
+
+def test_a_part_that_was_compressed_since_it_was_found_is_read_all_the_same(folder: Path) -> None:
+    """Its name has become longer."""
+    (file,) = find_logs(folder / "log.run.jsonl")
+    path = folder / "log.run.jsonl"
+    (folder / "log.run.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    with open_log(file) as stream:
+        assert stream.read().count(b"\n") == 20
+
+
+def test_blocks_of_a_folder_are_those_of_its_files(folder: Path) -> None:
+    """Line numbers start anew in each file."""
+    blocks = list(read_blocks(folder, Tally()))
+    assert [block.first_line for block in blocks] == [1, 1, 1]
+
+
+def test_a_url_is_read_as_a_path_is(folder: Path) -> None:
+    """A file, a prefix and a pattern, compressed or not."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                store.pipe_file(f"/b/logs/{path.name}", path.read_bytes())
+        assert list(read_records("memory://b/logs/")) == ALL
+        assert list(read_records("memory://b/logs")) == ALL
+        assert list(read_records("memory://b/logs/log.2*")) == ALL[:40]
+        assert list(read_records("memory://b/logs/log.run.jsonl")) == ALL[40:]
+        assert list(load("memory://b/")["batch_id"]) == [record.batch_id for record in ALL]
+        assert list(find_manifests("memory://b/logs/")) == ["/b/logs/log.run.run.json"]
+        with pytest.raises(LogError, match=r"memory://b/logs/none\.jsonl: FileNotFoundError"):
+            find_logs("memory://b/logs/none.jsonl")
+        store.pipe_file("/empty/notes.txt", b"")
+        store.pipe_file("/empty/more.txt", b"")
+        with pytest.raises(LogError, match=r"holds no log .*check the bucket and the prefix"):
+            find_logs("memory://empty/")
+    finally:
+        store.store.clear()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_is_broken_is_an_error_that_names_it(
+    suffix: str, folder: Path
+) -> None:
+    """Cut short, or nothing of the kind."""
+    path = next(folder.glob(f"*{suffix}"))
+    whole = path.read_bytes()
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(LogError, match=f"{path.name} is no (gzip|zstd) file"):
+        list(read_records(path))
+    path.write_bytes(whole[:-20])
+    if suffix == ".gz":
+        with pytest.raises(LogError, match=f"{path.name} is cut short"):
+            list(read_records(path))
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Let a package be as if it was not installed."""
+    real = builtins.__import__
+
+    def no_import(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", no_import)
+
+
+def test_what_is_not_installed_is_named_with_the_remedy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one line."""
+    without(monkeypatch, "zstandard")
+    with pytest.raises(LogError, match=r'pip install "sched-profiler\[zstd\]"'):
+        list(read_records(folder))
+    without(monkeypatch, "fsspec")
+    with pytest.raises(LogError, match=r'pip install "sched-profiler\[s3\]"'):
+        list(read_records("s3://bucket/x/"))
