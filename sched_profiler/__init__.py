@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from sched_profiler.profiler import Batch, BatchProfiler
     from sched_profiler.record import BatchRecord, chunk_statistics
-    from sched_profiler.sinks import ConsoleSink, JsonlSink, MemorySink, Sink, TeeSink
+    from sched_profiler.sinks import ConsoleSink, JsonlSink, MemorySink, Sink, SinkContext, TeeSink
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "SchemaVersionError",
     "SettingError",
     "Sink",
+    "SinkContext",
     "TeeSink",
     "chunk_statistics",
     "decode",
@@ -56,7 +57,7 @@ _HOMES = {
     ),
     "profiler": ("Batch", "BatchProfiler"),
     "record": ("BatchRecord", "chunk_statistics"),
-    "sinks": ("ConsoleSink", "JsonlSink", "MemorySink", "Sink", "TeeSink"),
+    "sinks": ("ConsoleSink", "JsonlSink", "MemorySink", "Sink", "SinkContext", "TeeSink"),
 }
 
 

@@ -15,13 +15,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from sched_profiler.engines.vllm_binding import missing_names, version_warning
 from sched_profiler.engines.vllm_probe import Probe, contents_of
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
-from sched_profiler.sinks import ConsoleSink, JsonlSink, TeeSink
+from sched_profiler.sinks.base import SinkContext
+from sched_profiler.sinks.registry import find_sinks, make_sinks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +41,7 @@ def install() -> None:
     _log_where_vllm_logs()
     try:
         settings = Settings.from_environ()
+        find_sinks(settings.sinks)
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's typo
         return
@@ -90,11 +94,19 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
             ", ".join(missing),
         )
         return None
-    log = Path(settings.log).absolute()
-    file = JsonlSink(log)
+    settings = attrs.evolve(settings, log=str(Path(settings.log).absolute()))
+    dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
+    context = SinkContext(
+        settings=settings, dp_rank=dp_rank, print_line=logger.info, colour=_logs_to_terminal()
+    )
+    try:
+        sink = make_sinks(find_sinks(settings.sinks), context)
+    except SettingError as error:
+        logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - a remedy, no bug
+        return None
     profiler = BatchProfiler(
-        TeeSink(file, _console(settings), strict=settings.strict) if settings.console else file,
-        dp_rank=_dp_rank(scheduler.vllm_config.parallel_config),
+        sink,
+        dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
         ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
         contents_of=contents_of(scheduler),
@@ -103,7 +115,11 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
     Probe(scheduler, profiler, request_ids=settings.request_ids).attach()
     if warning := version_warning(vllm.__version__):
         logger.warning("%s", warning)
-    logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log)
+    logger.info(
+        "scheduler profiling is on: run %s goes to %s",
+        profiler.run_id,
+        ", ".join(settings.log if name == "jsonl" else name for name in settings.sinks),
+    )
     return profiler.close
 
 
@@ -128,14 +144,10 @@ def _is_killed_at_signal(config: Any) -> bool:
     return in_process_of_its_own and not getattr(config, "shutdown_timeout", 0)
 
 
-def _console(settings: Settings) -> ConsoleSink:
+def _logs_to_terminal() -> bool:
     handlers = logging.getLogger("vllm").handlers
     streams = [getattr(handler, "stream", None) for handler in handlers]
-    return ConsoleSink(
-        every=settings.console_every,
-        print_line=logger.info,
-        colour=any(stream is not None and stream.isatty() for stream in streams),
-    )
+    return any(stream is not None and stream.isatty() for stream in streams)
 
 
 def _dp_rank(parallel_config: Any) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sched_profiler.sinks.base import Sink
+from sched_profiler.sinks.base import Sink, SinkContext
 from sched_profiler.sinks.console import ConsoleSink
 from sched_profiler.sinks.jsonl import JsonlSink
 from sched_profiler.sinks.memory import MemorySink
 from sched_profiler.sinks.tee import TeeSink
 
-__all__ = ["ConsoleSink", "JsonlSink", "MemorySink", "Sink", "TeeSink"]
+__all__ = ["ConsoleSink", "JsonlSink", "MemorySink", "Sink", "SinkContext", "TeeSink"]

@@ -1,13 +1,17 @@
-"""What a sink is."""
+"""What a sink is, and what one is made from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import attrs
 
 if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
+    from sched_profiler.settings import Settings
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "SinkContext", "SinkFactory"]
 
 
 @runtime_checkable
@@ -28,5 +32,33 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush and let go of everything; the sink is not used again."""
+        """Flush and let go of everything.
+
+        It may be called twice. A sink that is closed in a hurry, at a signal, may be given more
+        records if the engine goes on after all: it then opens again.
+        """
         ...
+
+
+@attrs.frozen(kw_only=True)
+class SinkContext:
+    """What the vLLM adapter knows when it makes a sink.
+
+    Who is profiled stands in every record: see `run_id` and `dp_rank` of `BatchRecord`. A plug-in
+    reads settings of its own from the environment.
+
+    Attributes:
+        settings: what the environment asks for; its `log` is where records go, made absolute.
+        dp_rank: data-parallel rank of the engine.
+        print_line: prints a line to the engine's own log, in its format and at its level.
+        colour: whether that log is a terminal.
+    """
+
+    settings: Settings
+    dp_rank: int | None
+    print_line: Callable[[str], object]
+    colour: bool = False
+
+
+SinkFactory = Callable[[SinkContext], Sink]
+"""What an entry point of the group `sched_profiler.sinks` leads to: makes a sink, without I/O."""
