@@ -1,20 +1,24 @@
 """The command `sched-profiler`.
 
-Only `main` knows exit codes: 0 done, 2 bad input (argparse's number as well), 130 interrupted,
-141 if the reader of the output went away; the last two as a shell has them.
+Only `main` knows exit codes: 0 done, 1 done and something is wrong with what was looked at, 2 bad
+input (argparse's number as well), 130 interrupted, 141 if the reader of the output went away; the
+last two as a shell has them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from sched_profiler import __version__
-from sched_profiler.errors import SchedProfilerError
+from sched_profiler.errors import MissingExtraError, SchedProfilerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_OK, _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
+_OK, _SOMETHING_IS_WRONG, _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
 _DESCRIPTION = "Reads the logs of a batch scheduler, as vLLM with sched-profiler writes them."
 _EXAMPLES = """\
@@ -36,6 +40,10 @@ examples:
       also draw charts and write the summary, into the folder report
   %(prog)s analyze rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
       take several logs together, as data for another program
+  %(prog)s validate scheduler_profiling.jsonl
+      check every line against the schema
+  %(prog)s doctor
+      find out why a log is empty
 """
 
 
@@ -48,10 +56,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
     """
     options = _parser(prog).parse_args(arguments)
     try:
-        options.run(options)
+        is_well = options.run(options)
         sys.stdout.flush()
     except SchedProfilerError as error:
-        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - the command line talks
+        print(f"{prog}: {error}", file=sys.stderr)
         return _BAD_INPUT
     except BrokenPipeError:
         # Else the interpreter would fail once more on flushing at its exit.
@@ -59,7 +67,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return _OK
+    return _OK if is_well else _SOMETHING_IS_WRONG
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -92,26 +100,87 @@ def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _analyze(options: argparse.Namespace) -> None:
+def _analyze(options: argparse.Namespace) -> bool:
     # Loaded only now, so that --help and --version need no more than the base install.
     try:
         from sched_profiler import analysis  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("sched_profiler"):
             raise
-        raise SchedProfilerError(
-            f"analyze needs {error.name}, which is not installed; "
-            'install it with: pip install "sched-profiler[analysis]"'
-        ) from None
+        raise MissingExtraError("analyze", error, extra="analysis") from None
     with _progress(options.logs) as progress:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=progress)
     summary = analysis.summarize(df)
-    print(summary.to_json() if options.json else summary)  # noqa: T201 - the command line talks
+    print(summary.to_json() if options.json else summary)
     if options.out is not None:
         written = _write_files(options.out, df, summary)
         listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
         print(listing, file=sys.stderr if options.json else sys.stdout)
+    return True
+
+
+def _add_validate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="a log")
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=_count,
+        default=20,
+        help="show the first N violations (default: %(default)s); all are counted",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _validate(options: argparse.Namespace) -> bool:
+    try:
+        from sched_profiler.validate import validate  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("validate", error, extra="validate") from None
+    report = validate(*options.logs, limit=options.limit)
+    if options.json:
+        print(json.dumps(attrs.asdict(report), indent=2))
+    else:
+        for violation in report.violations:
+            print(_printable(str(violation)))
+        print(report)
+    return report.num_violations == 0
+
+
+def _printable(text: str) -> str:
+    # A line of a log may hold what no terminal takes: control characters, half a surrogate pair.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pid",
+        type=_count,
+        help="look at the environment of this running server instead of your own (Linux)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _doctor(options: argparse.Namespace) -> bool:
+    # Loaded only now: it looks at the engine's half, which no other command needs.
+    from sched_profiler import doctor  # noqa: PLC0415
+
+    findings = list(doctor.examine(doctor.surroundings(options.pid)))
+    if options.json:
+        print(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(_printable(str(finding)))
+            if finding.remedy is not None:
+                print(f"         -> {_printable(finding.remedy)}")
+    return not any(finding.status == "problem" for finding in findings)
 
 
 _COMMANDS: tuple[
@@ -119,11 +188,18 @@ _COMMANDS: tuple[
         str,
         str,
         Callable[[argparse.ArgumentParser], None],
-        Callable[[argparse.Namespace], None],
+        Callable[[argparse.Namespace], bool],
     ],
     ...,
-] = (("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),)
-"""Every subcommand: its name, what it does, its arguments and the function that does it."""
+] = (
+    ("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),
+    ("validate", "Check logs against the schema.", _add_validate_arguments, _validate),
+    ("doctor", "Say why a log is empty.", _add_doctor_arguments, _doctor),
+)
+"""Every subcommand: its name, what it does, its arguments and the function that does it.
+
+The function tells whether all is well with what it looked at.
+"""
 
 
 _LONG_LOGS_BYTES = 64 << 20
