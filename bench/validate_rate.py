@@ -35,7 +35,8 @@ def measure(num_decodes: int, folder: Path) -> dict[str, Any]:
         **dict.fromkeys(("num_accepted_tokens", "num_inflight_batches"), 0),
         **dict.fromkeys(("prefill_context_tokens", "num_prefill_tokens"), 0),
         **dict.fromkeys(("num_decode_tokens", "num_generated_tokens"), num_decodes),
-        **{"decode_context_tokens": 700 * num_decodes, "token_budget": 8192},
+        "decode_context_tokens": 700 * num_decodes,
+        "token_budget": 8192,
         **dict.fromkeys(("queue_duration_ms", "update_duration_ms", "idle_duration_ms"), 0.125),
         "num_dropped_records": 0,
     }

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    start_http_server,
+    values,
+)
 
 from sched_profiler.sinks.metrics import METRICS, Metric
 
@@ -97,7 +103,8 @@ class PrometheusSink:
 def _is_scraped_elsewhere() -> bool:
     """Tell whether somebody can read this process's metrics without a port of ours."""
     is_child = multiprocessing.parent_process() is not None
-    return not is_child or "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    # prometheus_client looks at PROMETHEUS_MULTIPROC_DIR when it is imported, and not again.
+    return not is_child or values.ValueClass is not values.MutexValue
 
 
 _Observe = tuple[Callable[["BatchRecord"], float | None], Callable[[float], None]]
