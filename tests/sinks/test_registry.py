@@ -83,7 +83,7 @@ def test_the_variables_say_which_sinks(environ: dict[str, str], kinds: list[type
         find_sinks(settings.sinks),
         SinkContext(settings=settings, dp_rank=None, print_line=print),
     )
-    sinks = [sink for sink, _ in made._guarded] if isinstance(made, TeeSink) else [made]
+    sinks = [guarded.sink for guarded in made._guarded] if isinstance(made, TeeSink) else [made]
     assert [type(sink) for sink in sinks] == kinds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sched_profiler import BatchRecord, MemorySink, Sink, TeeSink
+from sched_profiler import BatchRecord, MemorySink, SchedProfilerError, Sink, TeeSink
 
 
 class Broken:
@@ -36,6 +36,57 @@ def test_a_broken_sink_does_not_stop_the_others(
     assert before.records == after.records == [record] * 4
     assert caplog.text.count("Traceback") == 1
     assert "sink Broken() failed 3 times in a row and is switched off" in caplog.text
+
+
+def test_what_one_sink_loses_is_counted_and_told(
+    record: BatchRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others have every record, so the count stands in the log, not in the records."""
+    whole = MemorySink()
+    tee = TeeSink(Broken(), whole)
+    for _ in range(7):
+        tee.write(record)
+    tee.close()
+    tee.close()
+    assert len(whole.records) == 7
+    assert caplog.text.count("7 records did not reach sink Broken()") == 1
+
+
+class Full(MemorySink):
+    """A sink that takes records and cannot bring them home."""
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    def __repr__(self) -> str:
+        return "Full()"
+
+
+def test_what_a_sink_took_and_never_brought_home_is_counted(
+    record: BatchRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As soon as it is clear that it will not."""
+    tee = TeeSink(Full(), MemorySink())
+    for _ in range(5):
+        tee.write(record)
+        tee.flush()
+    tee.close()
+    assert "5 records did not reach sink Full()" in caplog.text
+
+
+def test_a_record_that_no_sink_takes_is_an_error(record: BatchRecord) -> None:
+    """The writer counts it as lost, and the next record that arrives somewhere says so."""
+    tee = TeeSink(Broken(), Broken())
+    for _ in range(3):
+        with pytest.raises(OSError, match="write"):
+            tee.write(record)
+    with pytest.raises(SchedProfilerError, match="is switched off"):
+        tee.write(record)
+
+
+def test_without_sinks_there_is_nothing_to_fail(record: BatchRecord) -> None:
+    """A tee of none is a way to measure without keeping anything."""
+    TeeSink().write(record)
 
 
 def test_strict_lets_the_failure_through(record: BatchRecord) -> None:
