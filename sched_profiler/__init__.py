@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sched_profiler.codec import decode, encode, schema
     from sched_profiler.errors import (
         LogError,
+        MissingExtraError,
         RecordError,
         SchedProfilerError,
         SchemaVersionError,
@@ -33,6 +34,7 @@ __all__ = [
     "JsonlSink",
     "LogError",
     "MemorySink",
+    "MissingExtraError",
     "RecordError",
     "SchedProfilerError",
     "SchemaVersionError",
@@ -50,6 +52,7 @@ _HOMES = {
     "codec": ("decode", "encode", "schema"),
     "errors": (
         "LogError",
+        "MissingExtraError",
         "RecordError",
         "SchedProfilerError",
         "SchemaVersionError",

@@ -183,6 +183,8 @@ VARIABLES = {
             settings.LOG,
             settings.CONSOLE,
             settings.CONSOLE_EVERY,
+            settings.SINKS,
+            settings.PROMETHEUS_PORT,
             settings.REQUEST_IDS,
             settings.STRICT,
         ),
@@ -203,7 +205,9 @@ def test_the_settings_are_described_with_their_defaults(page: str) -> None:
     for field, variable in VARIABLES.items():
         if variable in described:
             default = getattr(settings.Settings(), field)
-            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            shown = ",".join(default) if isinstance(default, tuple) else str(default)
+            shown = shown.lower() if isinstance(default, bool) else shown
+            shown = "unset" if default is None else shown
             assert rows[variable][0] == f"`{shown}`"
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sched_profiler import BatchRecord
+from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,16 @@ def field_table(*, optional: bool) -> str:
             meaning, unknown = _split_doc(field.metadata["doc"])
             rows.append([f"`{field.name}`", _type(field), _unit(field.name), meaning, unknown])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def metric_table() -> str:
+    """Return the metrics as a Markdown table."""
+    rows = ["| Prometheus | OpenTelemetry | kind | meaning |", "| --- | --- | --- | --- |"]
+    for metric in METRICS:
+        unit = f"_{metric.unit}" if metric.unit else ""
+        names = f"`sched_profiler_{metric.name}{unit}` | `sched_profiler.{metric.name}`"
+        rows.append(f"| {names} | {metric.kind} | {metric.description.rstrip('.')} |")
+    return "\n".join(rows)
 
 
 def _split_doc(doc: str) -> tuple[str, str]:
@@ -93,6 +104,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,
     "help analyze": functools.partial(command_help, "analyze"),
+    "help validate": functools.partial(command_help, "validate"),
+    "help doctor": functools.partial(command_help, "doctor"),
+    "metrics": metric_table,
 }
 
 

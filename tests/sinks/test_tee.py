@@ -58,6 +58,9 @@ class Full(MemorySink):
     def flush(self) -> None:
         raise OSError(28, "No space left on device")
 
+    def close(self) -> None:
+        self.flush()
+
     def __repr__(self) -> str:
         return "Full()"
 
