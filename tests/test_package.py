@@ -21,7 +21,10 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"vllm", "torch", "pandas", "matplotlib", "numpy", "polars", "pyarrow"}
+HEAVY = {
+    *("vllm", "torch", "pandas", "matplotlib", "numpy", "polars", "pyarrow"),
+    *("prometheus_client", "opentelemetry", "jsonschema", "msgspec"),
+}
 
 
 @pytest.mark.parametrize("module", ["sched_profiler", "sched_profiler.engines.vllm_plugin"])
