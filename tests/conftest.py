@@ -8,7 +8,7 @@ from hypothesis import settings
 from sched_profiler import BatchRecord
 
 # For `make fuzz`.
-settings.register_profile("long", max_examples=50_000)
+settings.register_profile("long", max_examples=20_000)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real vLLM servers with the sinks that a variable names."""
+"""vLLM's real scheduler, and real servers, with the sinks that a variable names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
+import real_scheduler
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
+from real_scheduler import make_request, make_scheduler, model_output
 from real_vllm import read
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm_server import Server, serve
+
+from sched_profiler.engines.vllm import profiled_class
+from sched_profiler.settings import Settings
 
 pytestmark = pytest.mark.vllm
 
@@ -34,6 +41,30 @@ def scrape(server: Server) -> dict[tuple[str, str], float]:
         for family in text_string_to_metric_families(answer.decode())
         for sample in family.samples
     }
+
+
+def test_every_sink_that_is_named_gets_every_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a real scheduler, whose shutdown closes them; the log says where records go."""
+    caplog.set_level("INFO", logger="sched_profiler")
+    log = tmp_path / "profile.jsonl"
+    settings = Settings(enabled=True, log=str(log), sinks=("jsonl", "prometheus", "console"))
+    monkeypatch.setattr(real_scheduler, "Scheduler", profiled_class(Scheduler, settings))
+    name = "sched_profiler_schedule_duration_seconds_count"
+    before = REGISTRY.get_sample_value(name, {"dp_rank": "0"}) or 0
+    scheduler = make_scheduler(model)
+    scheduler.add_request(make_request(list(range(10, 50)), 3))
+    while scheduler.has_requests():
+        output = scheduler.schedule()
+        sampled = [[7] for _ in output.num_scheduled_tokens]
+        scheduler.update_from_output(output, model_output(output, sampled))
+    scheduler.shutdown()
+    (records,) = read(log)
+    assert len(records) == 3
+    assert REGISTRY.get_sample_value(name, {"dp_rank": "0"}) == before + 3
+    assert f"goes to {log}, prometheus, console" in caplog.text
+    assert "scheduler profile: 3 batches" in caplog.text
 
 
 def test_the_servers_own_metrics_carry_ours(model: Path, tmp_path: Path) -> None:
