@@ -8,6 +8,7 @@ accepts nothing that the reference would not, and whatever it does not accept th
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,42 +113,45 @@ def _violations_of_block(block: Block, report: Report, tally: Tally) -> Iterator
             if not line.strip():
                 continue
             found = violations(line)
-            if found and was_cut_by_a_crash(line, lines[index + 1]):
-                tally.num_half_written_lines += 1
-                continue
-            if found:
+            first = next(found, None)
+            if first is not None:
+                if was_cut_by_a_crash(line, lines[index + 1]):
+                    tally.num_half_written_lines += 1
+                    continue
                 report.num_invalid_records += 1
-                for path, reason in found:
+                # Not as a list: a long line of zeros has millions.
+                for path, reason in itertools.chain((first,), found):
                     yield Violation(block.log, block.first_line + index, path, reason)
         report.num_records += 1
 
 
-def violations(line: bytes) -> list[tuple[str, str]]:
-    """Return the path and the reason of every violation of one line, in the order of its fields."""
+def violations(line: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the path and the reason of every violation of one line, in the order of its fields."""
     try:
         fields = _parse(line)
     except _NotJsonError as error:
-        return [("$", str(error))]
+        yield "$", str(error)
+        return
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     # To JSON Schema 2.0 is an integer, and true is none.
     if isinstance(version, int | float) and version > SCHEMA_VERSION and version % 1 == 0:
         reason = f"{version} is newer than {SCHEMA_VERSION}; upgrade sched-profiler"
-        return [("$.schema_version", _short(reason))]
+        yield "$.schema_version", _short(reason)
+        return
     # What keeps most lines from the strict decoder is a field of a newer minor version.
     try:
         _lenient_decoder().decode(line)
     except _NOT_ACCEPTED:
-        return _judged(fields)
-    return []
+        yield from _judged(fields)
 
 
-def _judged(fields: Any) -> list[tuple[str, str]]:
+def _judged(fields: Any) -> Iterator[tuple[str, str]]:
     try:
-        errors = _validator().iter_errors(fields)
-        return [(error.json_path, _short(error.message)) for error in errors]
+        for error in _validator().iter_errors(fields):
+            yield error.json_path, _short(error.message)
     except RecursionError:
         # A message shows the value, and it takes more to print a nested one than to parse it.
-        return [("$", _TOO_DEEP)]
+        yield "$", _TOO_DEEP
 
 
 class _NotJsonError(Exception):
