@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_the_port_is_on_this_machine_only() -> None:
     assert sink._server is not None
     assert sink._server.socket.getsockname()[0] == "127.0.0.1"
     sink.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it takes half a second")
+def test_closing_the_port_does_not_keep_an_engine_from_its_end() -> None:
+    """The sinks after it have their last words to say, and little time."""
+    port = free_port()
+    sink = PrometheusSink(port=port, registry=CollectorRegistry())
+    took = []
+    for _ in range(5):
+        sink.write(make_record())
+        scrape(port)
+        began = time.monotonic()
+        sink.close()
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.1
 
 
 def test_a_taken_port_is_an_error_that_names_it() -> None:

@@ -172,6 +172,12 @@ def test_without_the_extra_the_error_says_what_to_install(
     assert "Traceback" not in caplog.text
 
 
+def test_the_sinks_of_extras_are_made_like_the_others() -> None:
+    """With what the settings say."""
+    sink = make_sinks(find_sinks(["prometheus", "otel"]), context(prometheus_port=9400))
+    assert repr(sink) == "TeeSink(PrometheusSink(port=9400), OpenTelemetrySink())"
+
+
 def test_a_factory_and_its_sinks_are_what_the_types_say() -> None:
     """The context of a test is enough to make the two that need no extra."""
     for entry_point in find_sinks(["jsonl", "console"]):
