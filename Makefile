@@ -53,6 +53,7 @@ bench: export VLLM_LOGGING_LEVEL := ERROR
 bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
+	$(BIN)/python bench/sink_cost.py
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/validate_rate.py
 
