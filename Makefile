@@ -54,6 +54,7 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/sink_cost.py
+	$(BIN)/python bench/writer_share.py
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/validate_rate.py
 
@@ -65,6 +66,10 @@ fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an h
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour
 	@$(BIN)/python tools/matrix.py $(VERSIONS)
+
+.PHONY: soak
+soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; half an hour
+	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k long_life tests/engines/test_vllm_probe.py
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included

@@ -61,6 +61,12 @@ def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
     return statistics.median(ratios), resampled[100], resampled[3900]
 
 
+def neighbours(off: list[float]) -> list[tuple[float, float]]:
+    """Return pairs of rounds that ran one after the other, in either order by turns."""
+    pairs = list(zip(off[1::2], off[2::2], strict=False))
+    return [pair if number % 2 else pair[::-1] for number, pair in enumerate(pairs)]
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -88,7 +94,7 @@ def main() -> None:
     off = [rate for is_on, rate in measured if not is_on]
     result = {
         "on_against_off": ratio(list(zip(on, off, strict=False))),
-        "off_against_off": ratio(list(zip(off[::2], off[1::2], strict=False))),
+        "off_against_off": ratio(neighbours(off)),
         "rounds": len(measured),
         "tokens_per_second_off": statistics.median(off),
     }

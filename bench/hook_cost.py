@@ -165,11 +165,14 @@ CONTENDERS: dict[str, Callable[..., tuple[Hook, Callable[[], object]]]] = {
 class Loop:
     """A live loop: a scheduler kept full of requests that finish and are replaced."""
 
-    def __init__(self, model: Path, num_running: int, *, mixed: bool, seed: int = 0) -> None:
+    def __init__(
+        self, model: Path, num_running: int, *, mixed: bool, seed: int = 0, model_s: float = 0
+    ) -> None:
         # Mixed: every step has a few prefill chunks beside the decodes.
         self.num_prefill = max(1, num_running // 64) if mixed else 0
         self.num_running = num_running
         self.mixed = mixed
+        self.model_s = model_s
         self.rng = random.Random(seed)
         self.scheduler = make_scheduler(
             model,
@@ -202,6 +205,8 @@ class Loop:
             for req_id in output.num_scheduled_tokens
         ]
         result = model_output(output, sampled)
+        if self.model_s:
+            time.sleep(self.model_s)
         began = now()
         returned = scheduler.update_from_output(output, result)
         after_update(output, returned)

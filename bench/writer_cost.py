@@ -23,14 +23,16 @@ _BATCHES = 2000
 def measurement(number: int, num_running: int) -> tuple[Any, ...]:
     """Return what a probe leaves of a decode-only batch in which two requests finished."""
     began = 1_000_000_000 + number * 20_000_000
-    contents = (
+    ended = began + 300_000
+    scheduled = (
+        *(began, ended, ended, 0),
         *(num_running, 3, 5000, num_running),
         [700 + i for i in range(num_running)],
         *(2, None, None, False),
     )
-    scheduled = (number, began, began + 300_000, began + 300_000, 0, contents)
     result = began + 15_000_000
-    return (scheduled, began - 5_000_000, result, result, result + 200_000, (num_running, {}))
+    previous, updated = began - 5_000_000, result + 200_000
+    return (number, previous, result, result, updated, scheduled, num_running, None)
 
 
 def measure(num_running: int, folder: Path) -> dict[str, Any]:

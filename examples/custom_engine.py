@@ -61,8 +61,16 @@ class Engine:
         self._kv_cache_tokens = kv_cache_tokens
 
     def run(self, requests: Iterable[Request]) -> None:
-        """Serve all requests to their end."""
-        self.waiting.extend(requests)
+        """Serve all requests to their end.
+
+        Raises:
+            ValueError: if one of them will never fit into the KV cache.
+        """
+        for request in requests:
+            needed = request.num_prompt_tokens + request.num_output_tokens
+            if needed > self._kv_cache_tokens:
+                raise ValueError(f"{needed} tokens do not fit into {self._kv_cache_tokens}")
+            self.waiting.append(request)
         while self.waiting or self.running:
             self.step()
 

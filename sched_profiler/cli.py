@@ -111,9 +111,10 @@ def _analyze(options: argparse.Namespace) -> bool:
     with _progress(options.logs) as progress:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=progress)
     summary = analysis.summarize(df)
+    # Before anything is printed: whoever reads may stop in the middle.
+    written = [] if options.out is None else _write_files(options.out, df, summary)
     print(summary.to_json() if options.json else summary)
-    if options.out is not None:
-        written = _write_files(options.out, df, summary)
+    if written:
         listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
         print(listing, file=sys.stderr if options.json else sys.stdout)

@@ -26,26 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
 _NS_PER_MS = 1_000_000
+_LAST_WAIT_S = 0.005
 
-Scheduled = tuple[
-    int,  # batch_id
-    int,  # schedule() began (this and all times: ns of the monotonic clock)
-    int,  # schedule() ended
-    int,  # handed to the executor
-    int,  # batches in flight when this one was scheduled
-    Any,  # what was in it
-]
-"""A batch as the engine's thread leaves it when it is scheduled; plain tuples for their speed."""
+# Plain tuples, for their speed; all times are ns of the monotonic clock.
+Scheduled = tuple[Any, ...]
+"""A batch as the engine's thread leaves it when it is scheduled: when schedule() began and when it
+ended, when the batch was handed to the executor, how many batches were in flight; then whatever
+tells what was in it."""
+_NUM_OWN = 4
 
-Measurement = tuple[
-    Scheduled,
-    int | None,  # the previous batch's result was available; None for the first batch
-    int | None,  # this batch's result was available; None where the model returned none
-    int | None,  # the engine began to take in the result; None where not measured
-    int | None,  # the result was taken in by the scheduler; likewise
-    Any,  # what the result told
-]
-"""All that is known of a batch when it ends; `contents_of` turns both `Any` into record fields."""
+Measurement = tuple[Any, ...]
+"""All that is known of a batch when it ends: its number; when the previous batch's result was
+available (`None` for the first batch) and when its own was (`None` where the model returned none);
+when the engine began to take in the result and when it had (`None` where not measured); the
+`Scheduled`; then whatever the result told."""
+_NUM_TIMES = 5
 
 
 class OptionalContents(TypedDict, total=False):
@@ -83,8 +78,9 @@ class BatchProfiler:
     Attributes:
         run_id: short identifier that every record of this profiler carries.
         batch_ids: gives out the identifiers of batches, from 0.
-        previous_result: when the last result arrived, in ns of the monotonic clock.
         in_flight: the batches that are scheduled and have no result yet, oldest first.
+        writer: what finished batches are handed to.
+        boundary: what failures of an adapter go to.
         before_close: called by `close` first; an adapter that keeps its own batches in flight
             records there what never got a result.
     """
@@ -113,8 +109,8 @@ class BatchProfiler:
                 all there is, batches in flight too, and let the sink say its last word. Otherwise
                 what is finished is written, and the engine may go on.
             contents_of: turns what the engine's thread left in a measurement, when the batch was
-                scheduled and when it ended, into record fields, on the writer's thread; by default
-                both are already dicts of record fields.
+                scheduled and when it ended (two tuples), into record fields, on the writer's
+                thread; by default each holds a dict of record fields.
             clock: the source of all times.
             strict: let failures of the profiler and its sink through instead of logging them.
         """
@@ -144,7 +140,7 @@ class BatchProfiler:
             self.writer = DirectWriter(sink, self._record_of, strict=strict)
         self.boundary = Boundary("profiling a batch", strict=strict)
         self.batch_ids = itertools.count()
-        self.previous_result: int | None = None
+        self._previous_result: int | None = None
         self.in_flight: dict[Batch, None] = {}
         self.before_close: Callable[[], None] | None = None
 
@@ -165,11 +161,13 @@ class BatchProfiler:
             batch.finished(model_ran=False)
             raise
 
-    def measured(self, scheduled: Scheduled, result: int | None, told: Any) -> None:
+    def measured(self, batch_id: int, scheduled: Scheduled, result: int | None, told: Any) -> None:
         """Hand over a batch that ended; call it in the order of the results."""
-        self.writer.put((scheduled, self.previous_result, result, None, None, told))
+        self.writer.put(
+            (batch_id, self._previous_result, result, None, None, scheduled, told),
+        )
         if result is not None:
-            self.previous_result = result
+            self._previous_result = result
 
     @property
     def num_dropped_records(self) -> int:
@@ -197,10 +195,12 @@ class BatchProfiler:
             self.before_close()
 
     def _end_at_signal(self) -> None:
-        """Do in a signal handler what `close` does, without waiting for it."""
+        """Do in a signal handler what `close` does, and hardly wait for it."""
         self._give_up()
         if isinstance(self.writer, BackgroundWriter):
             self.writer.hurry(close_sink=True)
+            # To wait is to let the writer's thread have the interpreter.
+            self.writer.flush(timeout=_LAST_WAIT_S)
 
     def __enter__(self) -> Self:
         """Return the profiler; leaving the block closes it."""
@@ -212,7 +212,8 @@ class BatchProfiler:
 
     def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
         epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
-        fields = self._contents_of(measurement[0][-1], measurement[-1])
+        scheduled = measurement[_NUM_TIMES]
+        fields = self._contents_of(scheduled[_NUM_OWN:], measurement[_NUM_TIMES + 1 :])
         if self._check_records:
             fields = converted(fields)
         fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
@@ -259,8 +260,13 @@ class Batch:
 
         Arguments are the record fields of the same names. A batch without tokens is discarded: it
         gets neither an identifier nor a record.
+
+        Raises:
+            TypeError: if there is no such optional field.
         """
         ended = self._profiler.clock.monotonic_ns()
+        if unknown := optional.keys() - OptionalContents.__annotations__.keys():
+            raise TypeError(f"a batch has no {', '.join(sorted(unknown))}")
         if self._id is not None or not (prefill_chunk_sizes or decode_chunk_sizes):
             return
         self._ended = ended
@@ -308,7 +314,8 @@ class Batch:
         }
         submitted = self._ended if self._submitted is None else self._submitted
         self._profiler.measured(
-            (self._id, self._began, self._ended, submitted, self._num_inflight, self._contents),
+            self._id,
+            (self._began, self._ended, submitted, self._num_inflight, self._contents),
             result if model_ran else None,
             told,
         )
@@ -325,8 +332,8 @@ class Batch:
         self.finished()
 
 
-def _merged(contents: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
-    return contents | told
+def _merged(contents: tuple[dict[str, Any]], told: tuple[dict[str, Any]]) -> dict[str, Any]:
+    return contents[0] | told[0]
 
 
 def _ms(nanoseconds: int) -> float:
@@ -335,8 +342,8 @@ def _ms(nanoseconds: int) -> float:
 
 def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
     """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
-    scheduled, previous, result, taken, updated, _ = measurement
-    batch_id, began, ended, submitted, num_inflight, _ = scheduled
+    batch_id, previous, result, taken, updated, scheduled, *_ = measurement
+    began, ended, submitted, num_inflight, *_ = scheduled
     fields: dict[str, Any] = {
         "batch_id": batch_id,
         "timestamp": (epoch_ns + began) / 1e9,

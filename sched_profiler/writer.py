@@ -26,8 +26,21 @@ _BUSY_POLL_S = 0.01
 _IDLE_POLL_S = 0.2
 
 
+_ROOM = 64
+
+
 class Writer(Protocol):
-    """What a profiler hands its measurements to."""
+    """What a profiler hands its measurements to.
+
+    Attributes:
+        queue: what is put and not yet written. A caller in a hurry may append to it what it would
+            `put`, while there is `room`.
+        room: as long as the queue is shorter, `put` would do nothing but append to it. It is 0
+            before the first `put`, after `close`, and in a writer without a queue.
+    """
+
+    queue: deque[Any]
+    room: int
 
     @property
     def num_dropped(self) -> int:
@@ -111,6 +124,8 @@ class DirectWriter:
         """Write to `sink` what `to_record(measurement, num_dropped)` makes."""
         self._maker = _RecordMaker(sink, to_record, strict=strict)
         self._closed = False
+        self.queue: deque[Any] = deque()
+        self.room = 0
 
     @property
     def num_dropped(self) -> int:
@@ -159,7 +174,8 @@ class BackgroundWriter:
         to end it, `at_signal` is called first, by default `hurry`.
         """
         self._maker = _RecordMaker(sink, to_record, strict=strict)
-        self._queue: deque[Any] = deque()
+        self.queue: deque[Any] = deque()
+        self.room = 0
         self._capacity = capacity
         self._at_end = at_end or self.close
         self._at_signal = at_signal or self.hurry
@@ -183,15 +199,15 @@ class BackgroundWriter:
         """Queue a measurement, or drop and count it when the queue is full; never waits."""
         if self._thread is None:
             self._start()
-        if len(self._queue) >= self._capacity or self._closing:
+        if len(self.queue) >= self._capacity or self._closing:
             self._overflow()
             return
-        self._queue.append(measurement)
+        self.queue.append(measurement)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Write all that was put; tell whether that went well within `timeout` seconds."""
         if self._thread is None or not self._thread.is_alive():
-            return not self._queue
+            return not self.queue
         flush = _Flush()
         self._wake.put(flush)
         return flush.done.wait(timeout) and flush.succeeded
@@ -212,8 +228,9 @@ class BackgroundWriter:
         A sink that blocks for ever is left behind after `timeout` seconds: the process may end.
         """
         if self._closing:
-            return self.num_dropped == 0 and not self._queue
+            return self.num_dropped == 0 and not self.queue
         self._closing = True
+        self.room = 0
         if self._forget_exit is not None:
             self._forget_exit()
         if self._thread is None:
@@ -224,7 +241,7 @@ class BackgroundWriter:
             logger.error(
                 "the sink still blocks after %s s; %d batch records are not written",
                 timeout,
-                len(self._queue),
+                len(self.queue),
             )
             return False
         if self.num_dropped:
@@ -244,6 +261,7 @@ class BackgroundWriter:
             )
 
     def _start(self) -> None:
+        self.room = min(_ROOM, self._capacity)
         self._thread = threading.Thread(target=self._run, name="sched-profiler", daemon=True)
         self._forget_exit = at_process_end(self._at_end, hurry=self._at_signal)
         self._thread.start()
@@ -256,12 +274,12 @@ class BackgroundWriter:
             closing = self._closing
             written = self._drain()
             succeeded = self._maker.flush() if written or flushes else True
-            for flush in flushes:
-                flush.succeeded = succeeded
-                flush.done.set()
             if self._close_sink_soon:
                 self._close_sink_soon = False
                 self._maker.close()
+            for flush in flushes:
+                flush.succeeded = succeeded
+                flush.done.set()
             if closing:
                 self._maker.close()
                 return
@@ -279,9 +297,9 @@ class BackgroundWriter:
         return [flush for flush in asked if flush is not None]
 
     def _drain(self) -> int:
-        count = len(self._queue)
+        count = len(self.queue)
         for _ in range(count):
-            self._maker.write(self._queue.popleft(), self._num_overflowed)
+            self._maker.write(self.queue.popleft(), self._num_overflowed)
         return count
 
 

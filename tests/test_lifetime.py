@@ -30,8 +30,10 @@ if __name__ == "__main__":
 """
 
 
-# As under vllm serve, which needs some 10 ms to find the processes that it is about to kill.
-KILLED_SOON = "lambda *_: threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGKILL)).start()"
+# As under vllm serve, only that there is more time for a slow machine. On its own the writer would
+# sleep through all of it, so that what is in the file is there because of the signal.
+ASLEEP = "import sched_profiler.writer as w; w._BUSY_POLL_S = w._IDLE_POLL_S = 60;"
+KILLED_SOON = "lambda *_: threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()"
 
 
 def run(end: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -91,7 +93,7 @@ def test_a_handler_of_sigterm_that_is_there_still_decides(tmp_path: Path) -> Non
 def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path: Path) -> None:
     """vLLM's server kills its engine core in the moment in which it asks it to end."""
     done = run(
-        f"signal.signal(signal.SIGTERM, {KILLED_SOON}); serve(sys.argv[1]);"
+        f"{ASLEEP} signal.signal(signal.SIGTERM, {KILLED_SOON}); serve(sys.argv[1]);"
         " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
         tmp_path,
     )
@@ -103,7 +105,7 @@ def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path
 def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_path: Path) -> None:
     """The batch in flight is in the log as well, and a second signal finds nothing to do."""
     done = run(
-        f"signal.signal(signal.{signal_name}, {KILLED_SOON});"
+        f"{ASLEEP} signal.signal(signal.{signal_name}, {KILLED_SOON});"
         f" serve(sys.argv[1], ends_at_signal=True); os.kill(os.getpid(), signal.{signal_name});"
         " time.sleep(9)",
         tmp_path,

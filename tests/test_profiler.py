@@ -228,6 +228,19 @@ def test_malformed_contents_are_counted_and_named_in_the_log(
     assert "kv_cache_usage is 7.0; expected at most 1" in caplog.text
 
 
+def test_a_field_that_there_is_not_is_refused_at_the_call(bench: Bench) -> None:
+    """Where the author sees it, and not on the writer's thread; nothing is recorded."""
+    batch = bench.profiler.begin()
+    with pytest.raises(TypeError, match="a batch has no num_prefils"):
+        batch.scheduled(
+            prefill_chunk_sizes=[1],
+            decode_chunk_sizes=[],
+            num_prefils=1,  # type: ignore[call-arg]  # the mistake
+            **NOTHING_WAITS,
+        )
+    assert bench.records == []
+
+
 def test_a_wall_clock_stepped_back_changes_no_duration(bench: Bench) -> None:
     """Durations come from the monotonic clock, timestamps follow the wall clock."""
     batch = bench.schedule(1)

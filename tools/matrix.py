@@ -94,18 +94,21 @@ def offered(package: str) -> list[str]:
 
 def run(command: list[str], log: Path, **variables: str) -> tuple[int, list[str]]:
     """Run a command, add what it prints to a log, and return its exit status and its lines."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-    return done.returncode, done.stdout.splitlines()
+    with log.open("ab+") as file:
+        file.write(f"$ {' '.join(command)}\n".encode())
+        file.flush()
+        start = file.tell()
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        file.seek(start)
+        return done.returncode, file.read().decode(errors="replace").splitlines()
 
 
 def test(result: Result, venv: Path, log: Path, tests: list[str], **variables: str) -> None:

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+sys.path.insert(0, str(Path(__file__).parent))
+import measured
+
 from sched_profiler import BatchRecord
 from sched_profiler.sinks.metrics import METRICS
 
@@ -100,6 +103,15 @@ def command_help(*arguments: str) -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "vLLM versions": measured.versions,
+    "bench machine": measured.machine,
+    "hook cost decode-only": functools.partial(measured.hook_cost, "decode-only", "live"),
+    "hook cost mixed": functools.partial(measured.hook_cost, "mixed", "live"),
+    "hook cost swept": functools.partial(measured.hook_cost, "decode-only", "swept"),
+    "hook cost warm": measured.warm_cost,
+    "writer cost": measured.writer_cost,
+    "writer share": measured.writer_share,
+    "end to end": measured.end_to_end,
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,

@@ -94,8 +94,8 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
             ", ".join(missing),
         )
         return None
-    settings = attrs.evolve(settings, log=str(Path(settings.log).absolute()))
     dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
+    settings = attrs.evolve(settings, log=str(_log_of(dp_rank, settings)))
     context = SinkContext(
         settings=settings, dp_rank=dp_rank, print_line=logger.info, colour=_logs_to_terminal()
     )
@@ -121,6 +121,12 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
         ", ".join(settings.log if name == "jsonl" else name for name in settings.sinks),
     )
     return profiler.close
+
+
+def _log_of(dp_rank: int, settings: Settings) -> Path:
+    """Return the log of a data-parallel rank: rank 0 has the one that was asked for."""
+    log = Path(settings.log).absolute()
+    return log.with_name(f"{log.stem}.dp{dp_rank}{log.suffix}") if dp_rank else log
 
 
 def _close_at_shutdown(scheduler: Any, close: Callable[[], object]) -> None:

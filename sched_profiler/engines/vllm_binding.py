@@ -38,6 +38,7 @@ OF_CLASSES = {
         "num_output_tokens",
         "num_stale_output_tokens",
         "num_tokens",
+        "streaming_queue",
     ),
 }
 """Names by class, as `module:class`."""
@@ -54,6 +55,7 @@ OF_SCHEDULER = (
     "update_from_output",
     "vllm_config.parallel_config.data_parallel_rank",
     "vllm_config.parallel_config.distributed_executor_backend",
+    "vllm_config.speculative_config",
 )
 """Names of a scheduler that is already made."""
 

@@ -9,8 +9,8 @@ by `contents_of`.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sched_profiler.engines.vllm_stamp import STAMP, result_ready
@@ -18,7 +18,7 @@ from sched_profiler.engines.vllm_stamp import STAMP, result_ready
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sched_profiler.profiler import BatchProfiler, Scheduled
+    from sched_profiler.profiler import BatchProfiler, Measurement, Scheduled
 
 __all__ = ["Probe", "contents_of"]
 
@@ -47,21 +47,29 @@ class Probe:
     """
 
     # Slots lie side by side in memory: in a live engine most of what a step reads is not cached.
+    # For the same reason these two methods call no Python function of ours in a plain decode step.
     __slots__ = (
-        "_batch_ids",
+        "_also_waiting",
         "_carried",
         "_free_blocks",
+        "_has_drafts",
         "_has_workers",
+        "_length",
+        "_next_id",
         "_now",
         "_pending",
+        "_previous",
         "_profiler",
-        "_put",
+        "_queue",
         "_request_ids",
+        "_room",
         "_schedule",
         "_scheduler",
+        "_sessions",
         "_update_from_output",
-        "_waiting_lengths",
+        "_waiting",
         "_watched",
+        "_writer",
     )
 
     def __init__(
@@ -73,18 +81,27 @@ class Probe:
         self._request_ids = request_ids
         # Looked up once: each of them is needed in every step.
         self._now = profiler.clock.monotonic_ns
-        self._put = profiler.writer.put
-        self._batch_ids = profiler.batch_ids
         self._schedule = scheduler.schedule
         self._update_from_output = scheduler.update_from_output
+        self._length, self._waiting, self._also_waiting = _waiting_queues(scheduler)
+        self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
+        self._has_drafts = scheduler.vllm_config.speculative_config is not None
         executor = scheduler.vllm_config.parallel_config.distributed_executor_backend
         self._has_workers = executor != "uni"
-        self._waiting_lengths = _waiting_lengths(scheduler)
-        self._free_blocks = scheduler.kv_cache_manager.block_pool.free_block_queue
+        self._writer = profiler.writer
+        self._queue = profiler.writer.queue
+        # Until the first batch is through `put`, which starts the writer, and after the last.
+        self._room = 0
+        # When the result of the previous batch was available.
+        self._previous: int | None = None
+        # Results come in the order of schedule(), so numbers may be given out when they come.
+        self._next_id = 0
         # Batches without a result, oldest first, each with vLLM's object for it.
         self._pending: deque[tuple[Any, Scheduled]] = deque()
         # In prefill: the request by its id. Preempted and waiting: None by its id.
         self._watched: dict[str, Any] = {}
+        # Requests with streaming input that were in a batch: each further input looks new to vLLM.
+        self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         # Requests finished and preempted in steps without a batch: the next record tells.
         self._carried: tuple[int, int] | None = None
 
@@ -105,9 +122,10 @@ class Probe:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule as before, and read what the next steps will change."""
-        began = self._now()
+        now = self._now
+        began = now()
         output = self._schedule(*args, **kwargs)
-        ended = self._now()
+        ended = now()
         try:
             events = None
             if (
@@ -117,15 +135,17 @@ class Probe:
                 or self._carried
             ):
                 events = self._follow(output)
-            total = output.total_num_scheduled_tokens
-            if total:
+            if total := output.total_num_scheduled_tokens:
+                length = self._length
+                pending = self._pending
                 num_reqs = len(output.num_scheduled_tokens)
-                num_waiting = 0
-                for length in self._waiting_lengths:
-                    num_waiting += length()
-                contents = (
+                batch = (
+                    began,
+                    ended,
+                    ended,
+                    len(pending),
                     len(self._scheduler.running),
-                    num_waiting,
+                    length(self._waiting) + length(self._also_waiting),
                     self._free_blocks.num_free_blocks,
                     num_reqs,
                     output.scheduled_cached_reqs.num_computed_tokens,
@@ -134,11 +154,8 @@ class Probe:
                     None if total == num_reqs else _decode_chunks(output, events),
                     self._request_ids and _ids(output, events),
                 )
-                pending = self._pending
                 # The output is what the result is matched by; it is not kept beyond that.
-                pending.append(
-                    (output, (next(self._batch_ids), began, ended, ended, len(pending), contents))
-                )
+                pending.append((output, batch))
             else:
                 self._carry(output)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
@@ -147,46 +164,75 @@ class Probe:
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         """Take in a result as before, and hand the batch over."""
-        result = self._now()
-        try:
-            output = args[0] if args else kwargs["scheduler_output"]
+        now = self._now
+        taken = now()
+        drafts = None
+        if self._has_drafts:
             # Before the update: it forgets which of these requests were aborted meanwhile.
-            drafts = output.scheduled_spec_decode_tokens and self._drafts(output, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
-            self._failed(error)
-            output = drafts = None
+            drafts = self._drafts(args, kwargs)
         returned = self._update_from_output(*args, **kwargs)
-        updated = self._now()
+        updated = now()
         try:
             pending = self._pending
+            output = args[0] if args else kwargs["scheduler_output"]
             if pending and (pending[0][0] is output or self._is_late(output)):
                 generated = 0
                 for client in returned.values():
                     outputs = client.outputs
-                    if not drafts and outputs and outputs[-1].new_token_ids:
+                    if drafts is None and outputs and outputs[-1].new_token_ids:
                         # One token each; an output without one, of a failed request, comes last.
                         generated += len(outputs)
                     else:
                         generated += sum(len(output.new_token_ids) for output in outputs)
-                profiler = self._profiler
-                previous = profiler.previous_result
-                batch = pending.popleft()[1]
-                ready = result
-                if self._has_workers:
-                    model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
-                    if stamp := model_output.__dict__.get(STAMP):
-                        # Never before the hand-over, nor before the result of the last batch.
-                        ready = max(result_ready(stamp, result), batch[2], previous or 0)
-                self._put((batch, previous, ready, result, updated, (generated, drafts)))
-                profiler.previous_result = ready
+                ready = self._ready(taken, args, kwargs) if self._has_workers else taken
+                batch_id = self._next_id
+                self._next_id = batch_id + 1
+                measurement = (
+                    batch_id,
+                    self._previous,
+                    ready,
+                    taken,
+                    updated,
+                    pending.popleft()[1],
+                    generated,
+                    drafts,
+                )
+                self._previous = ready
+                queue = self._queue
+                if len(queue) < self._room:
+                    queue.append(measurement)
+                else:
+                    self._put(measurement)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
             self._failed(error)
         return returned
 
+    def _put(self, measurement: Measurement) -> None:
+        """Hand a batch over to a writer that is not yet there, lags behind, or is closed."""
+        *head, batch, generated, drafts = measurement
+        # A long queue is not to hold a number for each request of each batch.
+        batch = (*batch[:8], [sum(batch[8])], *batch[9:])
+        self._writer.put((*head, batch, generated, drafts))
+        self._room = self._writer.room
+
+    def _ready(self, taken: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return when a worker had the result ready; `taken` where it does not say."""
+        model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+        stamp = model_output.__dict__.get(STAMP)
+        if stamp is None:
+            return taken
+        # Never before the hand-over, nor before the result of the last batch.
+        submitted: int = self._pending[0][1][2]
+        return max(result_ready(stamp, taken), submitted, self._previous or 0)
+
     def give_up(self) -> None:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
-            self._profiler.measured(self._pending.popleft()[1], None, (None, None))
+            batch = self._pending.popleft()[1]
+            self._put((self._next_id, self._previous, None, None, None, batch, None, None))
+            self._next_id += 1
+        # The profiler may be about to close its writer.
+        self._room = 0
 
     def _failed(self, error: Exception) -> None:
         if self._profiler.boundary.failed(error):
@@ -207,26 +253,31 @@ class Probe:
         self._pending.extend([found, *reversed(later)])
         return True
 
-    def _drafts(
-        self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[int, int]:
-        """Return how many draft tokens were scheduled and how many of them the model accepted.
+    def _drafts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+        """Return how many draft tokens a batch had and how many of them the model accepted.
 
         Accepted is all that the model sampled but one per request, of the requests that are still
         there to take it.
         """
-        model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
-        sampled = model_output.sampled_token_ids
-        num_drafts = num_accepted = 0
-        for req_id, tokens in output.scheduled_spec_decode_tokens.items():
-            num_drafts += len(tokens)
-            request = self._scheduler.requests.get(req_id)
-            if request is None or request.is_finished() or not sampled:
-                continue
-            if request.num_stale_output_tokens and request.drop_stale_output:
-                continue
-            num_sampled = len(sampled[model_output.req_id_to_index[req_id]])
-            num_accepted += max(num_sampled - 1, 0)
+        try:
+            output = args[0] if args else kwargs["scheduler_output"]
+            if not output.scheduled_spec_decode_tokens:
+                return None
+            model_output = args[1] if len(args) > 1 else kwargs["model_runner_output"]
+            sampled = model_output.sampled_token_ids
+            num_drafts = num_accepted = 0
+            for req_id, tokens in output.scheduled_spec_decode_tokens.items():
+                num_drafts += len(tokens)
+                request = self._scheduler.requests.get(req_id)
+                if request is None or request.is_finished() or not sampled:
+                    continue
+                if request.num_stale_output_tokens and request.drop_stale_output:
+                    continue
+                num_sampled = len(sampled[model_output.req_id_to_index[req_id]])
+                num_accepted += max(num_sampled - 1, 0)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
+            return None
         return num_drafts, num_accepted
 
     def _follow(self, output: Any) -> _Events:
@@ -243,7 +294,7 @@ class Probe:
             # Model runner v2 is told of resumed requests as if they were new.
             if data.req_id in watched:
                 num_resumed += 1
-            else:
+            elif not self._continues(data.req_id):
                 num_new += 1
                 num_cached += data.num_computed_tokens
             self._begin_prefill(data.req_id)
@@ -279,6 +330,16 @@ class Probe:
         self._watched.pop(req_id, None)
         self._watched[req_id] = self._scheduler.requests[req_id]
 
+    def _continues(self, req_id: str) -> bool:
+        """Tell whether this is further input of a session that was in a batch before."""
+        request = self._scheduler.requests[req_id]
+        if request.streaming_queue is None:
+            return False
+        if request in self._sessions:
+            return True
+        self._sessions.add(request)
+        return False
+
     def _prefill_of(self, chunks: dict[str, int]) -> tuple[dict[str, int], int]:
         """Return the prefill chunks of the batch and their context; see "phase" in the docs."""
         prefill: dict[str, int] = {}
@@ -301,20 +362,36 @@ class Probe:
         return prefill, context
 
 
-def _waiting_lengths(scheduler: Any) -> tuple[Callable[[], int], ...]:
-    """Return what, summed up, is the number of requests in all waiting queues.
+class _WaitingByCounts:
+    """As long as `get_request_counts` says that there are requests waiting."""
 
-    `get_request_counts` says it in every version, through several Python calls. Where it does
-    nothing but add up the lengths of queues that we know, these are asked directly.
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __len__(self) -> int:
+        return self._scheduler.get_request_counts()[1]  # type: ignore[no-any-return]
+
+
+def _waiting_queues(scheduler: Any) -> tuple[Callable[[Any], int], Any, Any]:
+    """Return a function, and two objects of which it tells the lengths.
+
+    Added up they are the requests in all waiting queues. `get_request_counts` says it in every
+    version, through several Python calls. Where it does nothing but add up the lengths of queues
+    that we know, these are asked directly.
     """
-    names = set(type(scheduler).get_request_counts.__code__.co_names) - {"len", "running"}
-    if not names <= {"waiting", "skipped_waiting", "kv_holding_waiting"}:
-        return (lambda: scheduler.get_request_counts()[1],)
-    queues = [getattr(scheduler, name) for name in sorted(names)]
-    return tuple(
-        partial(deque.__len__, queue) if isinstance(queue, deque) else queue.__len__
-        for queue in queues
-    )
+    names = sorted(set(type(scheduler).get_request_counts.__code__.co_names) - {"len", "running"})
+    if not 0 < len(names) <= 2 or not {*names} <= {  # noqa: PLR2004 - as many as it returns
+        "waiting",
+        "skipped_waiting",
+        "kv_holding_waiting",
+    }:
+        return len, _WaitingByCounts(scheduler), ()
+    queues = [getattr(scheduler, name) for name in names]
+    if len(queues) == 1:
+        queues.append(deque())
+    # vLLM's queue has a __len__ in Python; what it inherits says the same.
+    length = deque.__len__ if all(isinstance(queue, deque) for queue in queues) else len
+    return length, queues[0], queues[1]
 
 
 def _decode_chunks(output: Any, events: _Events | None) -> list[int] | None:

@@ -48,7 +48,7 @@ class SinkContext:
     reads settings of its own from the environment.
 
     Attributes:
-        settings: what the environment asks for; its `log` is where records go, made absolute.
+        settings: what the environment asks for; its `log` is that of this engine, made absolute.
         dp_rank: data-parallel rank of the engine.
         print_line: prints a line to the engine's own log, in its format and at its level.
         colour: whether that log is a terminal.

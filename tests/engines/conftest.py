@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from real_vllm import Run, run_offline
+from real_vllm import ORACLE_MODES, Run, run_offline
 from tiny_model import make_tiny_model
 
 
@@ -30,3 +30,19 @@ def in_process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def asynchronous(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return what an asynchronously scheduling engine core in its own process left."""
     return run_offline(model, tmp_path_factory.mktemp("asynchronous"), ["asynchronous"])
+
+
+@pytest.fixture(scope="session")
+def modes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return what engines with the oracle inside left, one for each of `ORACLE_MODES`."""
+    return run_offline(
+        model,
+        tmp_path_factory.mktemp("modes"),
+        list(ORACLE_MODES),
+        timeout=580,
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        SCHED_PROFILER_REQUEST_IDS="1",
+        # On few cores waiting threads take the time of working ones, and two workers have no room.
+        OMP_NUM_THREADS="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+    )

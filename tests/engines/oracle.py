@@ -26,6 +26,8 @@ class Oracle:
         self.scheduler = scheduler
         self.ever_scheduled: set[str] = set()
         self.seen_preemptions: dict[str, int] = {}
+        # Preempted and not scheduled since.
+        self.preempted: set[str] = set()
         # Also those that vLLM has forgotten: one may be preempted and then aborted between steps.
         self.all_requests: dict[str, Any] = {}
         self.before: dict[str, Known] = {}
@@ -50,7 +52,10 @@ class Oracle:
     def batch(self, output: Any) -> dict[str, Any] | None:
         """Return what the record of this batch must say, or None if it gets none."""
         for req_id, request in self.all_requests.items():
-            self.num_preempted += request.num_preemptions - self.seen_preemptions.get(req_id, 0)
+            again = request.num_preemptions - self.seen_preemptions.get(req_id, 0)
+            self.num_preempted += again
+            if again:
+                self.preempted.add(req_id)
             self.seen_preemptions[req_id] = request.num_preemptions
         self.num_finished += len(output.finished_req_ids)
         if not output.num_scheduled_tokens:
@@ -67,11 +72,10 @@ class Oracle:
             (decode if is_decode else prefill)[req_id] = chunk
             if req_id not in self.ever_scheduled:
                 new.append(req_id)
-            elif req_id in cached.resumed_req_ids or req_id in {
-                data.req_id for data in output.scheduled_new_reqs
-            }:
+            elif req_id in self.preempted:
                 resumed.append(req_id)
         self.ever_scheduled.update(output.num_scheduled_tokens)
+        self.preempted.difference_update(output.num_scheduled_tokens)
         expected = {
             "prefill": prefill,
             "decode": decode,

@@ -1,0 +1,109 @@
+# ruff: noqa: INP001 - a module of the hook beside it, no package
+"""Turns what the benchmarks and the matrix measured into tables.
+
+`docs/measured/` holds the files that `make bench` and `make matrix` wrote into `build/`, as they
+are. A page says `<!-- generated: NAME -->`; see `generate.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).parents[1] / "measured"
+
+
+def _load(name: str) -> Any:
+    return json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def versions() -> str:
+    """Return a row for each version of vLLM that the matrix ran."""
+    results = _load("matrix")["results"]
+    rows = [[r["version"], r["build"], r["outcome"], str(r["passed"])] for r in results]
+    return _table(["vLLM", "build", "outcome", "tests passed"], rows)
+
+
+def machine() -> str:
+    """Return what the benchmarks ran on."""
+    found = _load("hook_cost")
+    return f"{found['cpu']}, Python {found['python']}, vLLM {found['vllm']} (CPU build)."
+
+
+def hook_cost(batch: str, caches: str) -> str:
+    """Return the cost of all contenders by the number of running requests."""
+    cells: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in _load("hook_cost")["rows"]:
+        if (row["batch"], row["caches"]) == (batch, caches):
+            cells.setdefault(row["running"], {})[row["contender"]] = row
+    contenders = ("sched_profiler", "iteration details", "per-request walk", "hand-rolled")
+    rows = []
+    for running, by_name in cells.items():
+        ours = by_name["sched_profiler"]
+        rows.append(
+            [
+                str(running),
+                f"{ours['vllm_p50_us']:.0f}",
+                *(f"{by_name[name]['net_p50_us']:.1f}" for name in contenders),
+                f"{ours['share']:.2%}",
+            ]
+        )
+    header = ["running requests", "vLLM's schedule + update, µs", *contenders, "our share"]
+    return _table(header, rows)
+
+
+def warm_cost() -> str:
+    """Return the cost of the hook on a step that is replayed in a tight loop."""
+    rows = [row for row in _load("hook_cost")["rows"] if row["caches"] == "warm"]
+    return _table(
+        ["running requests", *(str(row["running"]) for row in rows)],
+        [["µs a step", *(f"{row['net_p50_us']:.2f}" for row in rows)]],
+    )
+
+
+def writer_cost() -> str:
+    """Return what a record costs the writer's thread, and how long it is."""
+    rows = _load("writer_cost")
+    return _table(
+        ["running requests", *(str(row["running"]) for row in rows)],
+        [
+            ["µs of the writer's thread", *(f"{row['us_per_record']:.0f}" for row in rows)],
+            ["bytes", *(f"{row['bytes_per_record']:.0f}" for row in rows)],
+        ],
+    )
+
+
+def writer_share() -> str:
+    """Return what hook and writer add to a step."""
+    rows = [
+        [
+            str(row["running"]),
+            f"{row['model_ms']:.0f} ms",
+            f"{row['step_us']:.0f}",
+            f"{row['hook']:+.2%}",
+            f"{row['whole']:+.2%}",
+            f"{row['spread']:.1%}",
+        ]
+        for row in _load("writer_share")
+    ]
+    header = ["running requests", "model", "schedule + update, µs"]
+    return _table([*header, "with the hook", "and the writer", "block to block"], rows)
+
+
+def end_to_end() -> str:
+    """Return the ratios of throughput, with their intervals."""
+    found = _load("end_to_end")
+    rows = []
+    for name, words in (
+        ("on_against_off", "on against off"),
+        ("off_against_off", "off against off"),
+    ):
+        middle, low, high = found[name]
+        rows.append([words, f"{middle:.4f}", f"{low:.4f} to {high:.4f}"])
+    return _table(["throughput", "median ratio", "95% interval"], rows)

@@ -1,0 +1,168 @@
+"""What the probe leaves behind of a scheduler's life: nothing that grows."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_scheduler import make_request, make_scheduler, model_output
+from tiny_model import make_tiny_model
+from vllm.v1.request import Request, RequestStatus
+
+import sched_profiler
+from sched_profiler import BatchProfiler, BatchRecord, JsonlSink
+from sched_profiler.engines.vllm_probe import Probe, contents_of
+
+pytestmark = pytest.mark.vllm
+
+OURS = str(Path(sched_profiler.__file__).parent / "*")
+# `make soak` asks for a million.
+NUM_STEPS = int(os.environ.get("SCHED_PROFILER_SOAK_STEPS", "6000"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny model: the scheduler reads its configuration."""
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class BlockedSink:
+    """Blocks until told to go on, and then counts."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.num_records = 0
+        self.last: BatchRecord | None = None
+
+    def write(self, record: BatchRecord) -> None:
+        self.go_on.wait()
+        self.num_records += 1
+        self.last = record
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Life:
+    """A scheduler under load: requests come, finish, are preempted, aborted, and fall silent."""
+
+    def __init__(
+        self,
+        model: Path,
+        sink: Any,
+        *,
+        num_running: int = 8,
+        num_blocks: int = 24,
+        budget: int = 64,
+    ) -> None:
+        self.scheduler = make_scheduler(
+            model,
+            max_num_seqs=num_running,
+            max_num_batched_tokens=budget,
+            num_blocks=num_blocks,
+        )
+        self.num_running = num_running
+        self.rng = random.Random(0)
+        self.profiler = BatchProfiler(sink, contents_of=contents_of(self.scheduler), strict=True)
+        self.probe = Probe(self.scheduler, self.profiler)
+        self.probe.attach()
+        self.num_batches = self.num_aborted = 0
+
+    def step(self) -> None:
+        requests = self.scheduler.requests
+        while len(requests) < self.num_running + 2:
+            prompt = [self.rng.randrange(10, 500) for _ in range(self.rng.randint(1, 100))]
+            request = make_request(prompt, self.rng.randint(1, 40))
+            # Sessions that go silent: what they know must go with them.
+            request.resumable = self.rng.random() < 0.03
+            self.scheduler.add_request(request)
+        if self.rng.random() < 0.05:
+            self.num_aborted += 1
+            self.scheduler.finish_requests(
+                self.rng.choice(list(requests)), RequestStatus.FINISHED_ABORTED
+            )
+        output = self.scheduler.schedule()
+        sampled = [
+            [] if requests[req_id].is_prefill_chunk else [7]
+            for req_id in output.num_scheduled_tokens
+        ]
+        self.scheduler.update_from_output(output, model_output(output, sampled))
+        self.num_batches += bool(sampled)
+
+
+def memory_of_ours() -> int:
+    """Return the bytes that lines of ours allocated and nobody freed."""
+    gc.collect()
+    ours = tracemalloc.take_snapshot().filter_traces(
+        [tracemalloc.Filter(inclusive=True, filename_pattern=OURS)]
+    )
+    return sum(trace.size for trace in ours.traces)
+
+
+def num_requests_alive() -> int:
+    """Return how many requests anybody in this process still keeps."""
+    gc.collect()
+    return sum(type(thing) is Request for thing in gc.get_objects())
+
+
+@pytest.mark.timeout(7200)
+def test_memory_is_flat_over_a_long_life(tiny: Path, tmp_path: Path) -> None:
+    """Finished, aborted, preempted and silent requests leave nothing behind."""
+    log = tmp_path / "log.jsonl"
+    before = num_requests_alive()
+    life = Life(tiny, JsonlSink(log))
+    tracemalloc.start()
+    try:
+        sizes = []
+        for number in range(NUM_STEPS):
+            life.step()
+            if number % (NUM_STEPS // 6) == NUM_STEPS // 6 - 1:
+                life.profiler.flush()
+                sizes.append(memory_of_ours())
+                log.unlink()
+                log.touch()
+    finally:
+        tracemalloc.stop()
+    assert life.profiler.close()
+    assert life.num_batches > NUM_STEPS / 2
+    assert life.num_aborted > NUM_STEPS / 50
+    # What is there of the requests that are alive differs by a little.
+    assert max(sizes[1:]) < sizes[0] + 20_000, sizes
+    assert num_requests_alive() - before == len(life.scheduler.requests)
+
+
+def test_a_queue_that_grows_holds_no_number_per_request(tiny: Path) -> None:
+    """What is summed up later as a rule is summed up at once when the writer lags behind."""
+    sink = BlockedSink()
+    life = Life(tiny, sink, num_running=64, num_blocks=1000, budget=4096)
+    for _ in range(200):
+        life.step()
+    queue = list(life.profiler.writer.queue)
+    lengths = [len(measurement[5][8]) for measurement in queue]
+    assert max(lengths[:60]) > 40
+    assert max(lengths[70:]) == 1
+    sink.go_on.set()
+    assert life.profiler.close()
+    assert sink.num_records == life.num_batches
+    assert sink.last.decode_context_tokens > 64 * 30
+
+
+def test_a_batch_after_the_close_is_counted(tiny: Path, tmp_path: Path) -> None:
+    """An engine that goes on after the end of the profile does so unharmed."""
+    life = Life(tiny, JsonlSink(tmp_path / "log.jsonl"))
+    for _ in range(20):
+        life.step()
+    assert life.profiler.close()
+    for _ in range(20):
+        life.step()
+    assert life.profiler.num_dropped_records == 20
+    assert len(Path(tmp_path / "log.jsonl").read_bytes().splitlines()) == life.num_batches - 20
