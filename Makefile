@@ -53,9 +53,16 @@ bench: export VLLM_LOGGING_LEVEL := ERROR
 bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
+	$(BIN)/python bench/sink_cost.py
 	$(BIN)/python bench/writer_share.py
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/delivery_rate.py
+	$(BIN)/python bench/validate_rate.py
+
+.PHONY: fuzz
+fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
+	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \
+		tests/test_fuzz.py tests/test_validate.py $(PYTEST_ARGS)
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour

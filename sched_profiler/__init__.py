@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sched_profiler.codec import decode, encode, schema
     from sched_profiler.errors import (
         LogError,
+        MissingExtraError,
         RecordError,
         SchedProfilerError,
         SchemaVersionError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Rotation,
         RunSink,
         Sink,
+        SinkContext,
         TeeSink,
     )
     from sched_profiler.sinks.remote import RemoteSink
@@ -45,6 +47,7 @@ __all__ = [
     "JsonlSink",
     "LogError",
     "MemorySink",
+    "MissingExtraError",
     "RecordError",
     "RemoteSink",
     "Rotation",
@@ -55,6 +58,7 @@ __all__ = [
     "SchemaVersionError",
     "SettingError",
     "Sink",
+    "SinkContext",
     "SinkUnavailableError",
     "TeeSink",
     "UploadError",
@@ -68,6 +72,7 @@ _HOMES = {
     "codec": ("decode", "encode", "schema"),
     "errors": (
         "LogError",
+        "MissingExtraError",
         "RecordError",
         "SchedProfilerError",
         "SchemaVersionError",
@@ -85,6 +90,7 @@ _HOMES = {
         "Rotation",
         "RunSink",
         "Sink",
+        "SinkContext",
         "TeeSink",
     ),
     "sinks.remote": ("RemoteSink",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sched_profiler.errors import RecordError, SinkUnavailableError
+from sched_profiler.errors import RecordError, SchedProfilerError, SinkUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,15 +37,19 @@ class Boundary:
 
     def guard(self, call: Callable[..., object], *args: object) -> bool:
         """Call `call(*args)` if the part is still on; tell whether it was called and succeeded."""
+        return self.attempt(call, *args) is None
+
+    def attempt(self, call: Callable[..., object], *args: object) -> Exception | None:
+        """Call `call(*args)` if the part is still on; return why that went wrong, if it did."""
         if not self.is_open:
-            return False
+            return SchedProfilerError(f"{self.part} is switched off")
         try:
             call(*args)
         except Exception as error:  # noqa: BLE001 - this is the boundary: whatever it is stays ours
             self.failed(error)
-            return False
+            return error
         self.succeeded()
-        return True
+        return None
 
     def succeeded(self) -> None:
         """Note a success: the failures before it are no longer in a row with those after it."""

@@ -8,14 +8,17 @@ them.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from sched_profiler import __version__
-from sched_profiler.errors import SchedProfilerError
+from sched_profiler.errors import MissingExtraError, SchedProfilerError
 from sched_profiler.log_files import find_logs
 from sched_profiler.log_names import COMPRESSED
 from sched_profiler.redact import is_url
@@ -42,6 +45,10 @@ examples:
       take several logs together, as data for another program
   %(prog)s verify s3://bucket/prefix/
       check that nothing is missing from all logs in a bucket
+  %(prog)s validate scheduler_profiling.jsonl
+      check every line against the schema
+  %(prog)s doctor
+      find out why a log is empty
 """
 
 
@@ -57,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         is_fine = options.run(options)
         sys.stdout.flush()
     except SchedProfilerError as error:
-        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - the command line talks
+        print(f"{prog}: {error}", file=sys.stderr)
         return _BAD_INPUT
     except BrokenPipeError:
         # Else the interpreter would fail once more on flushing at its exit.
@@ -65,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return _AMISS if is_fine is False else _OK
+    return _OK if is_fine else _AMISS
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -104,27 +111,88 @@ def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _analyze(options: argparse.Namespace) -> None:
+def _analyze(options: argparse.Namespace) -> bool:
     # Loaded only now, so that --help and --version need no more than the base install.
     try:
         from sched_profiler import analysis  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("sched_profiler"):
             raise
-        raise SchedProfilerError(
-            f"analyze needs {error.name}, which is not installed; "
-            'install it with: pip install "sched-profiler[analysis]"'
-        ) from None
+        raise MissingExtraError("analyze", error, extra="analysis") from None
     with _progress(options.logs) as progress:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=progress)
     summary = analysis.summarize(df)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, df, summary)
-    print(summary.to_json() if options.json else summary)  # noqa: T201 - the command line talks
+    print(summary.to_json() if options.json else summary)
     if written:
         listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
         print(listing, file=sys.stderr if options.json else sys.stdout)
+    return True
+
+
+def _add_validate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOG_HELP)
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=_count,
+        default=20,
+        help="show the first N violations (default: %(default)s); all are counted",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _validate(options: argparse.Namespace) -> bool:
+    try:
+        from sched_profiler.validate import validate  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("validate", error, extra="validate") from None
+    report = validate(*options.logs, limit=options.limit)
+    if options.json:
+        print(json.dumps(attrs.asdict(report), indent=2))
+    else:
+        for violation in report.violations:
+            print(_printable(str(violation)))
+        print(report)
+    return report.num_violations == 0
+
+
+def _printable(text: str) -> str:
+    # A line of a log may hold what no terminal takes: control characters, half a surrogate pair.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pid",
+        type=_count,
+        help="look at the environment of this running server instead of your own (Linux)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _doctor(options: argparse.Namespace) -> bool:
+    # Loaded only now: it looks at the engine's half, which no other command needs.
+    from sched_profiler import doctor  # noqa: PLC0415
+
+    findings = list(doctor.examine(doctor.surroundings(options.pid)))
+    if options.json:
+        print(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(_printable(str(finding)))
+            if finding.remedy is not None:
+                print(f"         -> {_printable(finding.remedy)}")
+    return not any(finding.status == "problem" for finding in findings)
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +207,11 @@ def _verify(options: argparse.Namespace) -> bool:
     from sched_profiler.verify import verify  # noqa: PLC0415 - --help needs no codec
 
     report = verify(*options.logs, skip_invalid=options.skip_invalid)
-    print(report.to_json() if options.json else report)  # noqa: T201 - the command line talks
+    if options.json:
+        print(report.to_json())
+    else:
+        for line in str(report).splitlines():
+            print(_printable(line))
     return report.num_unexplained == 0
 
 
@@ -156,7 +228,7 @@ def _upload(options: argparse.Namespace) -> bool:
     is_fine = True
     for left in upload_folder(options.folder, options.to):
         problem = f"; the rest stays: {left.problem}" if left.problem else ""
-        print(f"{left.run}: {left.num_uploaded} parts uploaded{problem}")  # noqa: T201 - likewise
+        print(_printable(f"{left.run}: {left.num_uploaded} parts uploaded{problem}"))
         is_fine = is_fine and left.problem is None
     return is_fine
 
@@ -166,17 +238,19 @@ _COMMANDS: tuple[
         str,
         str,
         Callable[[argparse.ArgumentParser], None],
-        Callable[[argparse.Namespace], bool | None],
+        Callable[[argparse.Namespace], bool],
     ],
     ...,
 ] = (
     ("analyze", "Sum up logs in numbers and charts.", _add_analyze_arguments, _analyze),
     ("verify", "Check that logs are complete.", _add_verify_arguments, _verify),
+    ("validate", "Check logs against the schema.", _add_validate_arguments, _validate),
     ("upload", "Upload what runs that have ended left in a spool.", _add_upload_arguments, _upload),
+    ("doctor", "Say why a log is empty.", _add_doctor_arguments, _doctor),
 )
 """Every subcommand: its name, what it does, its arguments and the function that does it.
 
-A function that returns False did its work and found that something is amiss.
+The function tells whether all is well with what it looked at.
 """
 
 

@@ -104,7 +104,11 @@ def _reject_wrong_types(fields: dict[str, Any]) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        # It takes more to print a nested value than to parse it.
+        return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004 - a readable message
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "LogError",
+    "MissingExtraError",
     "RecordError",
     "SchedProfilerError",
     "SchemaVersionError",
@@ -23,6 +24,17 @@ class SchedProfilerError(Exception):
 
 class SettingError(SchedProfilerError):
     """An environment variable or an argument has a value that cannot be used."""
+
+
+class MissingExtraError(SchedProfilerError):
+    """Something needs a package that only an extra of ours installs."""
+
+    def __init__(self, part: str, missing: ModuleNotFoundError, *, extra: str) -> None:
+        """Say that `part` lacks a module, and which extra has it."""
+        super().__init__(
+            f"{part} needs {missing.name}, which is not installed; "
+            f'install it with: pip install "sched-profiler[{extra}]"'
+        )
 
 
 class RecordError(SchedProfilerError):

@@ -6,6 +6,7 @@ A run that never ended shows as such: its `ended` is null.
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import socket
@@ -99,6 +100,13 @@ class RunManifest:
         "Whether a batch is scheduled while the one before it runs.", default=None
     )
 
+    @property
+    def end(self) -> str:
+        """How the run ended: `clean`, `incomplete`, or `none` if it goes on or was killed."""
+        if self.ended is None:
+            return "none"
+        return "clean" if self.clean_end else "incomplete"
+
 
 attrs.resolve_types(RunManifest)
 _FACTS = {
@@ -137,6 +145,12 @@ class Run:
             name: _checked(name, value) for name, value in facts.items() if value is not None
         }
         self.num_dropped = num_dropped
+
+    def with_losses(self, num_lost: Callable[[], int]) -> Run:
+        """Return the same run for one of several sinks, which has lost so many records more."""
+        run = copy.copy(self)
+        run.num_dropped = lambda: self.num_dropped() + num_lost()
+        return run
 
     def manifest(self, *, log: str, started: float, updated: float) -> RunManifest:
         """Return the manifest of this run, with no records yet."""

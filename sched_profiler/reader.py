@@ -30,10 +30,14 @@ __all__ = [
     "empty_error",
     "read_blocks",
     "read_records",
+    "was_cut_by_a_crash",
 ]
 
 _BLOCK_BYTES = 4 << 20
 """How much of a log is held at a time, in bytes; a block has whole lines, so it may be longer."""
+
+_LONGEST_LINE_BYTES = 16 << 20
+"""From here on, a line is no record: what is held of a log is bounded, whatever the file is."""
 
 _T = TypeVar("_T")
 
@@ -69,7 +73,7 @@ def read_blocks(log: LogPath | LogFile, tally: Tally) -> Iterator[Block]:
     half-written otherwise; so is one in the middle to which a new run was appended.
 
     Raises:
-        LogError: if the log does not exist or cannot be read.
+        LogError: if the log does not exist or cannot be read, or a line is longer than 16 MiB.
     """
     if not isinstance(log, LogFile):
         for file in find_logs(log):
@@ -83,6 +87,11 @@ def read_blocks(log: LogPath | LogFile, tally: Tally) -> Iterator[Block]:
             end = chunk.rfind(b"\n") + 1
             if not end:
                 rest += chunk
+                if len(rest) > _LONGEST_LINE_BYTES:
+                    raise LogError(
+                        f"line {first_line} of {name} is longer than "
+                        f"{_LONGEST_LINE_BYTES >> 20} MiB; this is no log of a scheduler"
+                    )
                 continue
             data, rest = rest + chunk[:end], chunk[end:]
             num_lines = data.count(b"\n")
@@ -124,7 +133,7 @@ def decode_block(
         try:
             converted = convert(decode(line))
         except RecordError as error:
-            if _was_cut_by_a_crash(line, lines[index + 1]):
+            if was_cut_by_a_crash(line, lines[index + 1]):
                 tally.num_half_written_lines += 1
                 continue
             if not skip_invalid:
@@ -135,7 +144,7 @@ def decode_block(
             yield converted
 
 
-def _was_cut_by_a_crash(line: bytes, following: bytes) -> bool:
+def was_cut_by_a_crash(line: bytes, following: bytes) -> bool:
     """Tell whether a line was once the half-written last one, and a new run was appended to it.
 
     A writer ends such a line before it begins its own, which start with batch 0.

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
+
+import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["is_url", "redacted", "without_credentials"]
+__all__ = ["is_url", "redacted", "split_url", "without_credentials"]
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"([^:]*|\[.*\])(:[0-9]*)?")
 # With its user and its query, in a text that may quote it.
 _URL_IN_TEXT = re.compile(
     r"([a-z][a-z0-9+.-]*://)([^\s'\"/@]+@)?([^\s'\"?]*)(\?[^\s'\"]*)?", re.IGNORECASE
@@ -39,11 +42,39 @@ def without_credentials(name: str) -> str:
     """Return a URL without user, password, query and fragment; anything else as it is."""
     if not is_url(name):
         return name
-    parts = urlsplit(name)
-    user, at, host = parts.netloc.rpartition("@")
-    if at and parts.scheme.lower() in _AZURE and ":" not in user:
-        host = parts.netloc
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    parts = split_url(name)
+    return f"{parts.scheme}://{parts.host}{parts.path}"
+
+
+@attrs.frozen
+class UrlParts:
+    """What a URL consists of, as it was written."""
+
+    scheme: str
+    user: str
+    """With the password."""
+    host: str
+    path: str
+    query: str
+    fragment: str
+
+
+def split_url(url: str) -> UrlParts:
+    """Return the parts of a URL; a password may hold what it ought to have percent-encoded."""
+    scheme, rest = _URL.fullmatch(url).groups()  # type: ignore[union-attr]  # callers pass a URL
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, host = authority.rpartition("@")
+    if not at and not _HOST.fullmatch(host):
+        # No port: the head of a password that goes on up to the last @.
+        user, at, rest = rest.rpartition("@")
+        host = re.split("[/?#]", rest, maxsplit=1)[0]
+    elif at and scheme.lower() in _AZURE and ":" not in user:
+        user, host = "", authority
+    else:
+        rest = rest[len(user + at) :]
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    return UrlParts(scheme, user, host, rest[len(host) :], query, fragment)
 
 
 def redacted(text: str, *urls: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -66,13 +97,9 @@ def _veiled(match: re.Match[str]) -> str:
 
 
 def _secrets_of_url(url: str) -> set[str]:
-    if without_credentials(url) == url:
+    if not is_url(url):
         return set()
-    parts = urlsplit(url)
-    user = parts.netloc.rpartition("@")[0]
-    name, _, password = user.partition(":")
-    found = {user, password, parts.query, parts.fragment}
-    if password or parts.scheme.lower() not in _AZURE:
-        found.add(name)
+    parts = split_url(url)
+    found = {parts.user, *parts.user.split(":", 1), parts.query, parts.fragment}
     found |= {pair.partition("=")[2] for pair in re.split("[&;]", parts.query)}
     return (found | {unquote(value) for value in found}) - {""}

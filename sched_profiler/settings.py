@@ -15,12 +15,14 @@ from sched_profiler.redact import is_url, without_credentials
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENABLE", "Settings"]
+__all__ = ["ENABLE", "VARIABLES", "Settings"]
 
 ENABLE = "VLLM_ENABLE_SCHEDULER_PROFILING"
 LOG = "VLLM_SCHEDULER_PROFILING_LOG"
 CONSOLE = "VLLM_SCHEDULER_PROFILING_CONSOLE"
 CONSOLE_EVERY = "SCHED_PROFILER_CONSOLE_EVERY"
+SINKS = "SCHED_PROFILER_SINKS"
+PROMETHEUS_PORT = "SCHED_PROFILER_PROMETHEUS_PORT"
 REQUEST_IDS = "SCHED_PROFILER_REQUEST_IDS"
 STRICT = "SCHED_PROFILER_STRICT"
 PART_MIB = "SCHED_PROFILER_PART_MIB"
@@ -29,6 +31,12 @@ KEEP_PARTS = "SCHED_PROFILER_KEEP_PARTS"
 KEEP_MIB = "SCHED_PROFILER_KEEP_MIB"
 COMPRESS = "SCHED_PROFILER_COMPRESS"
 SPOOL = "SCHED_PROFILER_SPOOL"
+
+VARIABLES = (
+    *(ENABLE, LOG, CONSOLE, CONSOLE_EVERY, SINKS, PROMETHEUS_PORT, REQUEST_IDS, STRICT),
+    *(PART_MIB, PART_SECONDS, KEEP_PARTS, KEEP_MIB, COMPRESS, SPOOL),
+)
+"""All of them, in the order of the attributes of `Settings`."""
 
 # vLLM's own spellings, in any case; an empty variable is an unset one, as for vLLM.
 _TRUE, _FALSE = ("1", "true"), ("", "0", "false")
@@ -44,6 +52,10 @@ class Settings:
             URL. It may hold placeholders, see `JsonlSink`.
         console: `VLLM_SCHEDULER_PROFILING_CONSOLE`: also print batches to the engine's own log.
         console_every: `SCHED_PROFILER_CONSOLE_EVERY`: print every n-th batch only.
+        sinks: `SCHED_PROFILER_SINKS`: names of the sinks that get the records; by default
+            the log, and with `console` the console.
+        prometheus_port: `SCHED_PROFILER_PROMETHEUS_PORT`: port on this machine's loopback address
+            at which Prometheus finds the metrics of rank 0; rank n has the n-th port after it.
         request_ids: `SCHED_PROFILER_REQUEST_IDS`: record which requests were in each batch.
         strict: `SCHED_PROFILER_STRICT`: let failures of the profiler through instead of logging
             them; for tests and for work on an adapter, never for serving.
@@ -62,6 +74,8 @@ class Settings:
     )
     console: bool = False
     console_every: int = 1
+    sinks: tuple[str, ...] = ("jsonl",)
+    prometheus_port: int | None = None
     request_ids: bool = False
     strict: bool = False
     part_mib: int | None = None
@@ -78,17 +92,20 @@ class Settings:
         Raises:
             SettingError: naming the variable, its value and what it may be.
         """
+        console = _bool(environ, CONSOLE)
         settings = cls(
             enabled=_bool(environ, ENABLE),
             log=_path(environ, LOG, default="scheduler_profiling.jsonl"),
-            console=_bool(environ, CONSOLE),
-            console_every=_positive(environ, CONSOLE_EVERY, default=1),
+            console=console,
+            console_every=_positive(environ, CONSOLE_EVERY) or 1,
+            sinks=_names(environ, SINKS) or (("jsonl", "console") if console else ("jsonl",)),
+            prometheus_port=_positive(environ, PROMETHEUS_PORT, maximum=65_535),
             request_ids=_bool(environ, REQUEST_IDS),
             strict=_bool(environ, STRICT),
-            part_mib=_limit(environ, PART_MIB),
-            part_seconds=_limit(environ, PART_SECONDS),
-            keep_parts=_limit(environ, KEEP_PARTS),
-            keep_mib=_limit(environ, KEEP_MIB),
+            part_mib=_positive(environ, PART_MIB),
+            part_seconds=_positive(environ, PART_SECONDS),
+            keep_parts=_positive(environ, KEEP_PARTS),
+            keep_mib=_positive(environ, KEEP_MIB),
             compress=_compress(environ),
             spool=_folder(environ, SPOOL),
         )
@@ -121,17 +138,19 @@ def _bool(environ: Mapping[str, str], name: str) -> bool:
     )
 
 
-def _positive(environ: Mapping[str, str], name: str, *, default: int) -> int:
+def _positive(environ: Mapping[str, str], name: str, *, maximum: int = 999_999_999) -> int | None:
     value = environ.get(name, "").strip()
     if not value:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
-        raise SettingError(f"{name}={environ[name]!r} is no whole number above 0")
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not 0 < int(value) <= maximum:
+        raise SettingError(f"{name}={environ[name]!r} is no whole number above 0, up to {maximum}")
     return int(value)
 
 
-def _limit(environ: Mapping[str, str], name: str) -> int | None:
-    return _positive(environ, name, default=0) or None
+def _names(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Return the names in a list with commas, each once."""
+    names = (part.strip() for part in environ.get(name, "").split(","))
+    return tuple(dict.fromkeys(part for part in names if part))
 
 
 def _compress(environ: Mapping[str, str]) -> str | None:

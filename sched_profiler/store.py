@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sched_profiler.errors import LogError, SchedProfilerError, SettingError, UploadError
-from sched_profiler.redact import redacted, without_credentials
+from sched_profiler.redact import is_url, redacted, split_url, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +37,11 @@ def require(url: str) -> None:
         SettingError: if a package is not installed, or the URL holds a credential that nobody would
             read.
     """
-    scheme = url.partition("://")[0].lower()
-    if scheme in _WITHOUT_CREDENTIALS and "@" in url.partition("://")[2].partition("/")[0]:
+    if not is_url(url):
+        raise SettingError(f"{url} is no URL; write it like s3://bucket/prefix/")
+    parts = split_url(url)
+    scheme = parts.scheme.lower()
+    if scheme in _WITHOUT_CREDENTIALS and parts.user:
         raise SettingError(
             f"a {scheme}:// URL names a bucket and no user; give credentials in the environment, "
             "where the client of that storage looks for them"
@@ -157,6 +160,15 @@ class Store:
             arrived = fs.info(target)["size"]
         if arrived != size:
             raise UploadError(f"{self.url}: {arrived} of the {size} bytes of {name} arrived")
+
+    def remove(self, name: str) -> None:
+        """Remove a file that was put under the URL.
+
+        Raises:
+            UploadError: if it cannot be removed.
+        """
+        with self._errors(UploadError):
+            self._opened().rm_file(posixpath.join(self._target(), name))
 
     def leave_open(self) -> None:
         """Let the client be as it is when the interpreter ends; it would complain of being left."""

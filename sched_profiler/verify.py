@@ -263,7 +263,7 @@ def _report(seen: _Seen | None, manifest: RunManifest | None) -> RunReport:
         num_dropped = max(num_dropped, manifest.num_dropped_records)
         num_removed = manifest.num_removed_records
         num_expected = manifest.num_written_records + manifest.num_dropped_records
-        end = _end(manifest)
+        end = manifest.end
     num_missing = max(num_expected, batches.end) - batches.count
     source: Any = seen or manifest
     return RunReport(
@@ -279,9 +279,3 @@ def _report(seen: _Seen | None, manifest: RunManifest | None) -> RunReport:
         end=end,
         last_timestamp=seen.last_timestamp if seen else None,
     )
-
-
-def _end(manifest: RunManifest) -> str:
-    if manifest.ended is None:
-        return "none"
-    return "clean" if manifest.clean_end else "incomplete"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sched_profiler.boundary import Boundary
 from sched_profiler.lifetime import at_process_end
+from sched_profiler.sinks.guarded import GuardedSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,58 +69,40 @@ class _RecordMaker:
     """Makes a record of a measurement and gives it to the sink; failures stay inside.
 
     Attributes:
-        num_lost: measurements of which no record reached the sink.
+        sink: the sink, to be flushed; and to be closed, where the engine may go on.
+        num_unmade: batches of which no record could be made.
+        num_lost: batches of which no record reached the sink, those among them.
     """
 
     def __init__(
         self, sink: Sink, to_record: Callable[[Any, int], BatchRecord], *, strict: bool
     ) -> None:
-        self._sink = sink
+        self.sink = GuardedSink(sink, strict=strict)
         self._to_record = to_record
-        self._sink_boundary = Boundary(f"sink {sink!r}", strict=strict)
         # One malformed measurement says nothing about the next: this one is never switched off.
-        self._record_boundary = Boundary("making a batch record", limit=None, strict=strict)
-        self._num_unflushed = 0
-        self.num_lost = 0
+        self._boundary = Boundary("making a batch record", limit=None, strict=strict)
+        self._is_closed = False
+        self.num_unmade = 0
+
+    @property
+    def num_lost(self) -> int:
+        # Nobody asks the sink again once it is closed.
+        never_home = self.sink.num_unwritten if self._is_closed else 0
+        return self.num_unmade + self.sink.num_lost + never_home
 
     def write(self, measurement: Any, num_overflowed: int = 0) -> None:
         try:
             record = self._to_record(measurement, self.num_lost + num_overflowed)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
-            self.num_lost += 1
-            self._record_boundary.failed(error)
+            self.num_unmade += 1
+            self._boundary.failed(error)
             return
-        if self._sink_boundary.guard(self._sink.write, record):
-            self._num_unflushed += 1
-        else:
-            self.num_lost += 1
-            self._count_unflushed()
-
-    def flush(self) -> bool:
-        return self._bring_home(self._sink.flush)
+        self.sink.write(record)
 
     def close(self) -> bool:
-        if self._bring_home(self._sink.close):
-            return True
-        # Nobody asks the sink again.
-        self.num_lost += self._num_unflushed
-        self._num_unflushed = 0
-        return False
-
-    def _bring_home(self, call: Callable[[], None]) -> bool:
-        if self._sink_boundary.guard(call):
-            self._num_unflushed = 0
-            return True
-        # A file may have taken a part of them before the disk was full; a sink that knows says so.
-        self._num_unflushed = getattr(self._sink, "num_unwritten", self._num_unflushed)
-        self._count_unflushed()
-        return False
-
-    def _count_unflushed(self) -> None:
-        """Count what a sink that is now switched off took and never brought home."""
-        if not self._sink_boundary.is_open:
-            self.num_lost += self._num_unflushed
-            self._num_unflushed = 0
+        is_home = self.sink.close()
+        self._is_closed = True
+        return is_home
 
 
 class DirectWriter:
@@ -149,11 +132,11 @@ class DirectWriter:
 
     def drop(self) -> None:
         """Count a batch that could not be measured."""
-        self._maker.num_lost += 1
+        self._maker.num_unmade += 1
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing to wait for
         """Flush the sink; tell whether that went well."""
-        return self._maker.flush()
+        return self._maker.sink.flush()
 
     def close(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - nothing to wait for
         """Close the sink, once; tell whether that went well."""
@@ -202,6 +185,7 @@ class BackgroundWriter:
         self._wake: queue.SimpleQueue[_Flush | None] = queue.SimpleQueue()
         self._closing = False
         self._close_sink_soon = False
+        self._is_home = True
         self._poll_s = _BUSY_POLL_S
         self._thread: threading.Thread | None = None
         self._forget_exit: Callable[[], None] | None = None
@@ -254,7 +238,7 @@ class BackgroundWriter:
         A sink that blocks for ever is left behind after `timeout` seconds: the process may end.
         """
         if self._closing:
-            return self.num_dropped == 0 and not self.queue
+            return self._is_home and self.num_dropped == 0 and not self.queue
         self._closing = True
         self.room = 0
         if self._forget_exit is not None:
@@ -272,7 +256,7 @@ class BackgroundWriter:
             return False
         if self.num_dropped:
             logger.warning("%d batches have no record", self.num_dropped)
-        return self.num_dropped == 0
+        return self._is_home and self.num_dropped == 0
 
     def _warn_of_overflow(self) -> None:
         if not self._has_warned:
@@ -299,15 +283,15 @@ class BackgroundWriter:
             # Read before draining: what was put before close() or flush() is then drained too.
             closing = self._closing
             written = self._drain()
-            succeeded = self._maker.flush() if written or flushes else True
+            succeeded = self._maker.sink.flush() if written or flushes else True
             if self._close_sink_soon:
                 self._close_sink_soon = False
-                self._maker.close()
+                self._maker.sink.close()
             for flush in flushes:
                 flush.succeeded = succeeded
                 flush.done.set()
             if closing:
-                self._maker.close()
+                self._is_home = self._maker.close()
                 return
             poll = self._poll_s if written else min(2 * poll, _IDLE_POLL_S)
             flushes = self._wait(poll)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from sched_profiler import BatchRecord
+
+# For `make fuzz`.
+settings.register_profile("long", max_examples=20_000)
 
 
 @pytest.fixture

@@ -287,3 +287,61 @@ def test_the_example_names_itself_in_errors(tmp_path: Path) -> None:
     done = run(EXAMPLE, "analyze", tmp_path / "nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("scheduler_profiling_example.py: ")
+
+
+def test_validate_prints_violations_and_counts(log: Path, capsys: Capture) -> None:
+    """0 where there is none; 1 and every violation with its place, up to the limit."""
+    assert main(["validate", str(log)]) == 0
+    assert capsys.readouterr().out == "40 records, 0 of them invalid; 0 violations\n"
+    with log.open("ab") as stream:
+        stream.write(b'{"batch_id":40}\n' + encode(batch(41)))
+    assert main(["validate", "--limit", "1", str(log)]) == 1
+    assert capsys.readouterr().out == (
+        f"{log}:41: $: 'timestamp' is a required property\n"
+        "42 records, 1 of them invalid; 14 violations; the first 1 are shown\n"
+    )
+    assert main(["validate", "--json", str(log)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_violations"] == len(report["violations"]) == 14
+    assert report["violations"][0] == {
+        "log": str(log),
+        "line": 41,
+        "path": "$",
+        "reason": "'timestamp' is a required property",
+    }
+
+
+def test_what_cannot_be_validated_is_2(tmp_path: Path, capsys: Capture) -> None:
+    """A missing log and an empty one."""
+    assert "no such file" in failure(capsys, "validate", tmp_path / "nowhere.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    assert "no record in" in failure(capsys, "validate", tmp_path / "empty.jsonl")
+
+
+def test_violations_are_printed_so_that_a_terminal_takes_them(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """A log is somebody's input: it moves no cursor, and half a character is no traceback."""
+    log = tmp_path / "run.jsonl"
+    line = encode(batch(0)).replace(b'"run_id":"run"', b'"dp_rank":"\\u001b[2J\\ud800"')
+    log.write_bytes(line)
+    assert main(["validate", str(log)]) == 1
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "is not of type 'integer', 'null'" in printed
+
+
+@pytest.mark.parametrize("module", ["jsonschema", "msgspec"])
+def test_without_the_extra_validate_says_what_to_install(log: Path, module: str) -> None:
+    """The base install has neither."""
+    code = (
+        f"import sys; sys.modules['{module}'] = None\n"
+        "from sched_profiler.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = run("-c", code, "validate", log)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"sched-profiler: validate needs {module}, which is not installed; "
+        'install it with: pip install "sched-profiler[validate]"\n'
+    )

@@ -138,6 +138,16 @@ def test_what_is_no_record_is_refused(line: bytes, message: str) -> None:
         decode(line)
 
 
+@pytest.mark.parametrize("depth", [10, 900, 1000, 1023, 100_000])
+@pytest.mark.parametrize("field", ["batch_id", "run_id", "decode_chunk_sizes"])
+def test_a_deeply_nested_value_is_refused(record: BatchRecord, field: str, depth: int) -> None:
+    """It may be too deep to parse, or only too deep to print."""
+    nested = "[" * depth + "]" * depth
+    line = encode(record).decode().rstrip("}\n") + f',"{field}":{nested}}}'
+    with pytest.raises(RecordError):
+        decode(line)
+
+
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_a_record_or_a_record_error(line: bytes) -> None:
     """Nothing in a log can raise anything else."""

@@ -176,24 +176,7 @@ def table_rows(page: Path) -> dict[str, list[str]]:
 
 VARIABLES = {
     field.name: variable
-    for field, variable in zip(
-        attrs.fields(settings.Settings),
-        (
-            settings.ENABLE,
-            settings.LOG,
-            settings.CONSOLE,
-            settings.CONSOLE_EVERY,
-            settings.REQUEST_IDS,
-            settings.STRICT,
-            settings.PART_MIB,
-            settings.PART_SECONDS,
-            settings.KEEP_PARTS,
-            settings.KEEP_MIB,
-            settings.COMPRESS,
-            settings.SPOOL,
-        ),
-        strict=True,
-    )
+    for field, variable in zip(attrs.fields(settings.Settings), settings.VARIABLES, strict=True)
 }
 
 
@@ -209,7 +192,8 @@ def test_the_settings_are_described_with_their_defaults(page: str) -> None:
     for field, variable in VARIABLES.items():
         if variable in described:
             default = getattr(settings.Settings(), field)
-            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            shown = ",".join(default) if isinstance(default, tuple) else str(default)
+            shown = shown.lower() if isinstance(default, bool) else shown
             assert rows[variable][0] == ("unset" if default is None else f"`{shown}`")
 
 

@@ -25,6 +25,7 @@ from sched_profiler import (
 )
 from sched_profiler.manifest import parse_manifest, write_manifest
 from sched_profiler.testing import FakeClock
+from sched_profiler.verify import verify
 
 SCHEMA = json.loads(
     (Path(__file__).parents[1] / "schema" / "run-manifest-v1.schema.json").read_text()
@@ -155,6 +156,48 @@ def test_runs_that_share_a_log_have_a_manifest_each(tmp_path: Path) -> None:
             serve(profiler, 1)
         assert (tmp_path / f"log.{profiler.run_id}.run.json").exists()
     assert len(list(tmp_path.glob("*.run.json"))) == 2
+
+
+def test_what_only_the_log_lost_is_in_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several sinks; the records, which reached another one, do not count it."""
+    monkeypatch.setattr("sched_profiler.sinks.jsonl._KEPT_BYTES", 20_000)
+    monkeypatch.setattr("sched_profiler.sinks.jsonl._FLUSH_BYTES", 10_000)
+    folder, memory = tmp_path / "logs", MemorySink()
+    folder.touch()
+    sink = TeeSink(memory, JsonlSink(folder / "log.jsonl"))
+    profiler = BatchProfiler(sink, background=False)
+    serve(profiler, 100)
+    assert not profiler.flush()
+    folder.unlink()
+    serve(profiler, 10)
+    # The last batches reach no sink at all.
+    for _ in range(3):
+        next(profiler.batch_ids)
+        profiler.writer.drop()
+    assert profiler.close()
+    assert [record.batch_id for record in memory.records] == list(range(110))
+    assert profiler.num_dropped_records == 3
+    assert memory.records[-1].num_dropped_records == 0
+    manifest = manifest_in(folder)
+    assert manifest.num_written_records + manifest.num_dropped_records == 113
+    (run,) = verify(folder).runs
+    assert run.num_missing == run.num_dropped > 3
+    assert (run.num_unexplained, run.end) == (0, "clean")
+    assert f"{run.num_missing - 3} records did not reach sink JsonlSink" in caplog.text
+
+
+def test_what_one_of_several_sinks_keeps_back_at_the_end_is_counted(tmp_path: Path) -> None:
+    """The close says that not all was written, on either writer."""
+    for background in (False, True):
+        folder = tmp_path / str(background)
+        folder.touch()
+        sink = TeeSink(MemorySink(), JsonlSink(folder / "log.jsonl"))
+        profiler = BatchProfiler(sink, background=background)
+        serve(profiler, 5)
+        assert not profiler.close()
+        assert profiler.num_dropped_records == 5
 
 
 def test_a_manifest_that_cannot_be_written_does_not_cost_a_record(

@@ -118,6 +118,11 @@ def test_nothing_that_is_written_or_said_holds_a_credential(
         # The name of a container, not of a user.
         ("abfs://container@account.dfs/a", "abfs://container@account.dfs/a"),
         ("abfs://user:pw@account.dfs/a", "abfs://account.dfs/a"),
+        # What ought to have been percent-encoded.
+        ("s3://key:s3c/ret@pa?ss@bucket/a?b#c", "s3://bucket/a"),
+        ("s3://bucket/a@b/", "s3://bucket/a@b/"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+        ("http://[broken", "http://[broken"),
         ("/logs/a@b?c", "/logs/a@b?c"),
     ],
 )

@@ -17,6 +17,8 @@ def test_without_variables_profiling_is_off() -> None:
         log="scheduler_profiling.jsonl",
         console=False,
         console_every=1,
+        sinks=("jsonl",),
+        prometheus_port=None,
         request_ids=False,
         strict=False,
     )
@@ -42,6 +44,8 @@ def test_all_variables_are_read() -> None:
         "VLLM_SCHEDULER_PROFILING_LOG": "~/logs/run.jsonl",
         "VLLM_SCHEDULER_PROFILING_CONSOLE": "1",
         "SCHED_PROFILER_CONSOLE_EVERY": "50",
+        "SCHED_PROFILER_SINKS": "jsonl, prometheus,jsonl",
+        "SCHED_PROFILER_PROMETHEUS_PORT": "9400",
         "SCHED_PROFILER_REQUEST_IDS": "true",
         "SCHED_PROFILER_STRICT": "1",
         "SCHED_PROFILER_PART_MIB": "64",
@@ -56,6 +60,8 @@ def test_all_variables_are_read() -> None:
         log=str(Path.home() / "logs" / "run.jsonl"),
         console=True,
         console_every=50,
+        sinks=("jsonl", "prometheus"),
+        prometheus_port=9400,
         request_ids=True,
         strict=True,
         part_mib=64,
@@ -77,6 +83,7 @@ def test_all_variables_are_read() -> None:
         ("SCHED_PROFILER_CONSOLE_EVERY", "ten", "no whole number above 0"),
         ("SCHED_PROFILER_PART_MIB", "64MiB", "no whole number above 0"),
         ("SCHED_PROFILER_COMPRESS", "lz4", "use gzip, zstd or none"),
+        ("SCHED_PROFILER_PROMETHEUS_PORT", "65536", "no whole number above 0, up to 65535"),
     ],
 )
 def test_a_wrong_value_names_variable_value_and_remedy(name: str, value: str, remedy: str) -> None:

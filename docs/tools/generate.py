@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measured
 
 from sched_profiler import BatchRecord, RunManifest
+from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,16 @@ def manifest_table() -> str:
         kind = name.replace(" | None", " or null")
         rows.append([f"`{field.name}`", kind, field.metadata["doc"].rstrip(".")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def metric_table() -> str:
+    """Return the metrics as a Markdown table."""
+    rows = ["| Prometheus | OpenTelemetry | kind | meaning |", "| --- | --- | --- | --- |"]
+    for metric in METRICS:
+        unit = f"_{metric.unit}" if metric.unit else ""
+        names = f"`sched_profiler_{metric.name}{unit}` | `sched_profiler.{metric.name}`"
+        rows.append(f"| {names} | {metric.kind} | {metric.description.rstrip('.')} |")
+    return "\n".join(rows)
 
 
 def _split_doc(doc: str) -> tuple[str, str]:
@@ -116,8 +127,11 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help": command_help,
     "help analyze": functools.partial(command_help, "analyze"),
     "help verify": functools.partial(command_help, "verify"),
+    "help validate": functools.partial(command_help, "validate"),
     "help upload": functools.partial(command_help, "upload"),
+    "help doctor": functools.partial(command_help, "doctor"),
     "manifest fields": manifest_table,
+    "metrics": metric_table,
 }
 
 

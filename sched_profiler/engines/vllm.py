@@ -14,7 +14,6 @@ import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
-from sched_profiler.delivery import log_sink
 from sched_profiler.engines.vllm_binding import (
     missing_names,
     missing_of_vllm,
@@ -26,7 +25,9 @@ from sched_profiler.errors import SettingError
 from sched_profiler.manifest import RunFacts
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
-from sched_profiler.sinks import ConsoleSink, TeeSink
+from sched_profiler.sinks.base import SinkContext
+from sched_profiler.sinks.registry import find_sinks, make_sinks
+from sched_profiler.sinks.tee import TeeSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,9 @@ def install() -> None:
     """Make vLLM build profiled schedulers in this process; on any obstacle say so and stay off."""
     _log_where_vllm_logs()
     try:
-        _install(Settings.from_environ())
+        settings = Settings.from_environ()
+        find_sinks(settings.sinks)
+        _install(settings)
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's typo
     except Exception:
@@ -107,13 +110,17 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
         )
         return None
     dp_rank = _dp_rank(scheduler.vllm_config.parallel_config)
+    context = SinkContext(
+        settings=settings, dp_rank=dp_rank, print_line=logger.info, colour=_logs_to_terminal()
+    )
     try:
-        log = log_sink(settings, dp_rank)
+        sinks = make_sinks(find_sinks(settings.sinks), context)
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's to mend
         return None
+    first, *others = sinks.values()
     profiler = BatchProfiler(
-        TeeSink(log, _console(settings), strict=settings.strict) if settings.console else log,
+        TeeSink(first, *others, strict=settings.strict) if others else first,
         dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
         facts=_facts(scheduler.vllm_config, vllm.__version__),
@@ -124,7 +131,9 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
     Probe(scheduler, profiler, request_ids=settings.request_ids).attach()
     if warning := version_warning(vllm.__version__):
         logger.warning("%s", warning)
-    logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, log.shown)
+    # Where the sink of the log writes to is known from here on.
+    places = [getattr(sink, "shown", name) for name, sink in sinks.items()]
+    logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, ", ".join(places))
     return profiler.close
 
 
@@ -173,14 +182,10 @@ def _is_killed_at_signal(config: Any) -> bool:
     return in_process_of_its_own and not getattr(config, "shutdown_timeout", 0)
 
 
-def _console(settings: Settings) -> ConsoleSink:
+def _logs_to_terminal() -> bool:
     handlers = logging.getLogger("vllm").handlers
     streams = [getattr(handler, "stream", None) for handler in handlers]
-    return ConsoleSink(
-        every=settings.console_every,
-        print_line=logger.info,
-        colour=any(stream is not None and stream.isatty() for stream in streams),
-    )
+    return any(stream is not None and stream.isatty() for stream in streams)
 
 
 def _dp_rank(parallel_config: Any) -> int:

@@ -5,7 +5,7 @@ A store behind a URL is in `sched_profiler.sinks.remote`, which loads more.
 
 from __future__ import annotations
 
-from sched_profiler.sinks.base import RunSink, Sink
+from sched_profiler.sinks.base import RunSink, Sink, SinkContext
 from sched_profiler.sinks.console import ConsoleSink
 from sched_profiler.sinks.jsonl import JsonlSink
 from sched_profiler.sinks.memory import MemorySink
@@ -19,5 +19,6 @@ __all__ = [
     "Rotation",
     "RunSink",
     "Sink",
+    "SinkContext",
     "TeeSink",
 ]

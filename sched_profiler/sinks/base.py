@@ -1,14 +1,18 @@
-"""What a sink is."""
+"""What a sink is, and what one is made from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import attrs
 
 if TYPE_CHECKING:
     from sched_profiler.manifest import Run
     from sched_profiler.record import BatchRecord
+    from sched_profiler.settings import Settings
 
-__all__ = ["RunSink", "Sink"]
+__all__ = ["RunSink", "Sink", "SinkContext", "SinkFactory"]
 
 
 @runtime_checkable
@@ -18,7 +22,9 @@ class Sink(Protocol):
     A sink does no I/O before its first `write`, so that it can be made before the process of the
     engine exists. All three methods are called from one thread. They may raise: the failure is
     logged once and counted, and a sink that fails several times in a row is switched off. One that
-    raises `SinkUnavailableError` is not: it is asked again.
+    raises `SinkUnavailableError` is not: it is asked again. A sink may have an attribute
+    `num_unwritten`, the number of records that it took and has not brought home: it then knows
+    better than its caller what a failure has left.
     """
 
     def write(self, record: BatchRecord) -> None:
@@ -30,7 +36,11 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush and let go of everything; the sink is not used again."""
+        """Flush and let go of everything.
+
+        It may be called twice. A sink that is closed in a hurry, at a signal, may be given more
+        records if the engine goes on after all: it then opens again.
+        """
         ...
 
 
@@ -41,3 +51,27 @@ class RunSink(Sink, Protocol):
     def begin_run(self, run: Run) -> None:
         """Take note of the run that the records will be from; no I/O yet."""
         ...
+
+
+@attrs.frozen(kw_only=True)
+class SinkContext:
+    """What the vLLM adapter knows when it makes a sink.
+
+    Who is profiled stands in every record: see `run_id` and `dp_rank` of `BatchRecord`. A plug-in
+    reads settings of its own from the environment.
+
+    Attributes:
+        settings: what the environment asks for; its `log` may be a URL, with credentials in it.
+        dp_rank: data-parallel rank of the engine.
+        print_line: prints a line to the engine's own log, in its format and at its level.
+        colour: whether that log is a terminal.
+    """
+
+    settings: Settings
+    dp_rank: int | None
+    print_line: Callable[[str], object]
+    colour: bool = False
+
+
+SinkFactory = Callable[[SinkContext], Sink]
+"""What an entry point of the group `sched_profiler.sinks` leads to: makes a sink, without I/O."""

@@ -1,9 +1,11 @@
-"""Prints a line per batch and a summary at the end."""
+"""Prints a line now and then and a summary at the end."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+
+from sched_profiler.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,14 +18,20 @@ _DIM, _PREFILL, _DECODE, _OFF = "\x1b[2m", "\x1b[33m", "\x1b[36m", "\x1b[0m"
 
 
 class ConsoleSink:
-    """Prints one aligned line for every n-th batch, and at the end a summary of all of them."""
+    """Prints at most one aligned line a second, and at the end a summary of all batches.
+
+    An engine under load forms hundreds of batches a second, and its log belongs to its operator: a
+    line stands for all batches since the one before it, and says for how many.
+    """
 
     def __init__(
         self,
         *,
         every: int = 1,
+        interval_s: float = 1.0,
         print_line: Callable[[str], object] | None = None,
         colour: bool | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Print.
 
@@ -31,24 +39,41 @@ class ConsoleSink:
             ValueError: if `every` is less than 1.
 
         Args:
-            every: print every n-th batch only; the summary counts all of them.
+            every: print every n-th batch at most; the summary counts all of them.
+            interval_s: time between two lines at least, in s; 0 prints every n-th batch.
             print_line: takes a line; by default it goes to standard error.
             colour: colour the phases; by default where standard error is a terminal.
+            clock: the source of time.
         """
         if every < 1:
             raise ValueError(f"every is {every}; expected at least 1")
         self._every = every
+        self._interval_ns = round(interval_s * 1e9)
+        self._clock = clock
         self._lines: list[str] = []
+        self._next_line_ns: int | None = None
+        self._num_untold = 0
         self._num_summed_up = 0
         self._print_line = print_line or _to_stderr
         self._colour = sys.stderr.isatty() if colour is None else colour
         self._totals = _Totals()
 
     def write(self, record: BatchRecord) -> None:
-        """Count the record, and keep its line for `flush` if it is the n-th."""
-        if self._totals.num_batches % self._every == 0:
-            self._lines.append(format_line(record, colour=self._colour))
+        """Count the record, and keep its line for `flush` if it is the turn of one."""
+        is_nth = self._totals.num_batches % self._every == 0
         self._totals.add(record)
+        self._num_untold += 1
+        if not is_nth:
+            return
+        now = self._clock.monotonic_ns()
+        if self._next_line_ns is not None and now < self._next_line_ns:
+            return
+        self._next_line_ns = now + self._interval_ns
+        line = format_line(record, colour=self._colour)
+        if self._num_untold > 1:
+            line += f" | 1 of {self._num_untold} batches"
+        self._num_untold = 0
+        self._lines.append(line)
 
     def flush(self) -> None:
         """Print the lines: after the sinks before it in a tee have brought their records home."""

@@ -368,13 +368,14 @@ class JsonlSink:
         # What was lost on its way here has a batch_id too, unless it was the last; and what is
         # still to be written at the end never will be.
         num_lost = self._num_batches - self._num_written - (0 if ended else self._num_lines)
+        num_told = run.num_dropped() + (self._num_lines if ended else 0)
         manifest = attrs.evolve(
             self._manifest,
             updated=now,
             ended=now if ended else None,
             clean_end=ended and not self._lines,
             num_written_records=self._num_written,
-            num_dropped_records=max(num_lost, run.num_dropped()),
+            num_dropped_records=max(num_lost, num_told),
             num_removed_records=self._num_removed,
         )
         self._make_folder(names.folder)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sched_profiler.manifest import Run
     from sched_profiler.record import BatchRecord
 
-__all__ = ["REMOTE_ROTATION", "RemoteSink", "default_spool"]
+__all__ = ["REMOTE_ROTATION", "RemoteSink", "default_spool", "split_log"]
 
 logger = logging.getLogger("sched_profiler")
 
@@ -90,7 +90,7 @@ class RemoteSink:
         self._folder = Path(spool) if spool is not None else default_spool()
         self._rotation = rotation
         self._close_timeout = close_timeout
-        prefix, stem = _split(url)
+        prefix, stem = split_log(url)
         self._url = url
         self._spool = _Spool(prefix, self._folder / f"{stem}.jsonl", rotation, clock)
         self._store: Store | None = None
@@ -300,8 +300,8 @@ class _Spool(JsonlSink):
         """Keep the files until they are uploaded."""
 
 
-def _split(url: str) -> tuple[str, str]:
-    """Return the prefix of the objects, and what their names begin with."""
+def split_log(url: str) -> tuple[str, str]:
+    """Return the prefix of the objects of a log, and what their names begin with."""
     parts = urlsplit(url)
     folder, name = posixpath.split(parts.path)
     stem = name.removesuffix(".jsonl")

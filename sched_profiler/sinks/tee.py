@@ -2,67 +2,81 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sched_profiler.boundary import Boundary
 from sched_profiler.errors import SinkUnavailableError
 from sched_profiler.sinks.base import RunSink
+from sched_profiler.sinks.guarded import GuardedSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sched_profiler.manifest import Run
     from sched_profiler.record import BatchRecord
     from sched_profiler.sinks.base import Sink
 
 __all__ = ["TeeSink"]
 
+logger = logging.getLogger("sched_profiler")
+
 
 class TeeSink:
-    """Sends every record to each of `sinks`; one that fails does not stop the others."""
+    """Sends every record to each of `sinks`; one that fails does not stop the others.
+
+    What one of them loses is counted for it, in its manifest if it keeps one, and told in the log
+    at the close.
+    """
 
     def __init__(self, *sinks: Sink, strict: bool = False) -> None:
         """Write to `sinks` in this order; with `strict` let their failures through (tests)."""
-        self._guarded = [(sink, Boundary(f"sink {sink!r}", strict=strict)) for sink in sinks]
+        self._guarded = [GuardedSink(sink, strict=strict) for sink in sinks]
+        self._num_refused_by_all = 0
+        self._num_told = [0] * len(sinks)
 
     def begin_run(self, run: Run) -> None:
-        """Tell the sinks that keep a manifest of the run."""
-        for sink, _ in self._guarded:
-            if isinstance(sink, RunSink):
-                sink.begin_run(run)
+        """Tell the sinks that keep a manifest of the run, and each what it alone has lost."""
+        for guarded in self._guarded:
+            if isinstance(guarded.sink, RunSink):
+                guarded.sink.begin_run(run.with_losses(partial(self._num_lost_alone, guarded)))
+
+    def _num_lost_alone(self, guarded: GuardedSink) -> int:
+        # Of what no sink took, whoever writes to this one knows.
+        return guarded.num_lost - self._num_refused_by_all
 
     def write(self, record: BatchRecord) -> None:
-        """Give the record to every sink that still works."""
-        self._each(lambda sink: sink.write(record))
+        """Give the record to every sink that still works.
+
+        Raises:
+            Exception: why one of them did not take it, if none did: then the record is lost.
+        """
+        failures = [guarded.write(record) for guarded in self._guarded]
+        reasons = [failure for failure in failures if failure is not None]
+        if reasons and len(reasons) == len(failures):
+            self._num_refused_by_all += 1
+            # As long as one of them is to be asked again, so is the tee.
+            unavailable = (why for why in reasons if isinstance(why, SinkUnavailableError))
+            raise next(unavailable, reasons[-1])
 
     def flush(self) -> None:
-        """Flush every sink that still works."""
-        self._each(lambda sink: sink.flush())
+        """Flush every sink that still works; see `num_unwritten`."""
+        for guarded in self._guarded:
+            guarded.flush()
 
     def close(self) -> None:
-        """Close every sink that still works."""
-        self._each(lambda sink: sink.close())
+        """Close every sink that still works, and log what each of them has lost."""
+        for number, guarded in enumerate(self._guarded):
+            guarded.close()
+            # What is not home now is lost, unless the engine goes on and a flush succeeds.
+            lost = guarded.num_lost + guarded.num_unwritten
+            if lost > self._num_told[number]:
+                self._num_told[number] = lost
+                logger.warning("%d records did not reach sink %r", lost, guarded.sink)
 
     @property
     def num_unwritten(self) -> int:
-        """Records that one of the sinks took and has not brought home."""
-        return max((getattr(sink, "num_unwritten", 0) for sink, _ in self._guarded), default=0)
-
-    def _each(self, call: Callable[[Sink], None]) -> None:
-        unavailable: list[SinkUnavailableError] = []
-
-        def attempt(sink: Sink) -> None:
-            try:
-                call(sink)
-            except SinkUnavailableError as error:
-                unavailable.append(error)
-
-        for sink, boundary in self._guarded:
-            boundary.guard(attempt, sink)
-        if unavailable:
-            # The others have their turn; who counts what is lost must know.
-            raise unavailable[0]
+        """Records that one of the sinks took, has not brought home, and may still."""
+        return max((guarded.num_unwritten for guarded in self._guarded), default=0)
 
     def __repr__(self) -> str:
         """Return the sinks behind it."""
-        return f"TeeSink({', '.join(repr(sink) for sink, _ in self._guarded)})"
+        return f"TeeSink({', '.join(repr(guarded.sink) for guarded in self._guarded)})"

@@ -37,7 +37,8 @@ def load_plugins(**variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", LOAD_PLUGINS],
         env=environ,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=True,
     )
@@ -59,3 +60,13 @@ def test_on_patches_what_the_test_of_off_looks_at() -> None:
     printed = load_plugins(VLLM_ENABLE_SCHEDULER_PROFILING="1")
     assert "PATCHED [True, True]" in printed
     assert "'sched_profiler.engines.vllm'" in printed
+
+
+def test_an_unknown_sink_patches_nothing() -> None:
+    """Profiling is off, and the error in vLLM's log says why; serving is as it was."""
+    printed = load_plugins(
+        VLLM_ENABLE_SCHEDULER_PROFILING="1", SCHED_PROFILER_SINKS="jsonl,prometeus"
+    )
+    assert "PATCHED [False, False]" in printed
+    assert "scheduler profiling is off: SCHED_PROFILER_SINKS='jsonl,prometeus' asks for" in printed
+    assert "known are console, jsonl, otel, prometheus" in printed

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import string
 import time
@@ -101,7 +102,10 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     """In vLLM's own log, in its format, from the engine core, without escape codes."""
     (records,) = served.runs
     lines = [line for line in served.printed.splitlines() if "| schedule " in line]
-    assert len(lines) == len(records)
+    # One line a second at most, and none stands for a batch that another stands for.
+    assert 1 <= len(lines) <= records[-1].timestamp - records[0].timestamp + 2
+    told = [re.search(r"1 of (\d+) batches$", line) for line in lines]
+    assert sum(int(match[1]) if match else 1 for match in told) <= len(records)
     assert f"scheduler profile: {len(records)} batches" in served.printed
     assert all("EngineCore" in line and " INFO " in line for line in lines)
     assert not any("\x1b[36m" in line for line in lines)

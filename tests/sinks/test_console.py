@@ -12,12 +12,13 @@ import pytest
 
 from sched_profiler import BatchRecord, ConsoleSink, Sink
 from sched_profiler.sinks.console import format_line
+from sched_profiler.testing import FakeClock
 
 
 def lines_of(records: list[BatchRecord], *, every: int = 1) -> list[str]:
-    """Return what is printed for `records`."""
+    """Return what is printed for `records`, were there no limit."""
     lines: list[str] = []
-    sink = ConsoleSink(every=every, print_line=lines.append, colour=False)
+    sink = ConsoleSink(every=every, interval_s=0, print_line=lines.append, colour=False)
     assert isinstance(sink, Sink)
     for record in records:
         sink.write(record)
@@ -61,11 +62,56 @@ def test_every_nth_batch_is_printed_and_all_are_counted(record: BatchRecord) -> 
     records = [attrs.evolve(record, batch_id=n, idle_duration_ms=0.0) for n in range(10)]
     lines = lines_of(records, every=4)
     assert [line.split()[1] for line in lines[:-1]] == ["0", "4", "8"]
+    assert [line.partition(" | 1 of ")[2] for line in lines[:-1]] == ["", "4 batches", "4 batches"]
     assert lines[-1] == (
         "scheduler profile: 10 batches, schedule mean 0.500 ms max 0.500 ms, model mean 10.000 ms"
         " max 10.000 ms, 640 prefill + 20 decode tokens in 0.1 s (6600 tokens/s), peak waiting 4,"
         " peak KV cache 25.0%"
     )
+
+
+def test_under_load_there_is_one_line_a_second_that_tells_for_how_many(
+    record: BatchRecord,
+) -> None:
+    """1,000 batches of 10 ms are 10 s: ten lines, and together they stand for all but the last."""
+    lines: list[str] = []
+    clock = FakeClock()
+    sink = ConsoleSink(print_line=lines.append, colour=False, clock=clock)
+    for number in range(1000):
+        sink.write(attrs.evolve(record, batch_id=number))
+        sink.flush()
+        clock.advance(10)
+    assert [line.split()[1] for line in lines] == [str(number) for number in range(0, 1000, 100)]
+    assert not lines[0].endswith("batches")
+    assert all(line.endswith(" | 1 of 100 batches") for line in lines[1:])
+    sink.close()
+    assert lines[10].startswith("scheduler profile: 1000 batches")
+
+
+def test_an_engine_with_little_to_do_has_a_line_for_each_batch(record: BatchRecord) -> None:
+    """Nothing is held back where there is no crowd."""
+    lines: list[str] = []
+    clock = FakeClock()
+    sink = ConsoleSink(print_line=lines.append, colour=False, clock=clock)
+    for _ in range(5):
+        sink.write(record)
+        clock.advance(1000)
+    sink.flush()
+    assert len(lines) == 5
+    assert not any("batches" in line for line in lines)
+
+
+def test_a_step_of_the_wall_clock_does_not_silence_it(record: BatchRecord) -> None:
+    """The limit goes by the clock that never goes back."""
+    lines: list[str] = []
+    clock = FakeClock()
+    sink = ConsoleSink(print_line=lines.append, clock=clock)
+    sink.write(record)
+    clock.step_wall_clock(-3_600_000)
+    clock.advance(1001)
+    sink.write(record)
+    sink.flush()
+    assert len(lines) == 2
 
 
 def test_a_summary_without_model_times_has_no_invented_ones(record: BatchRecord) -> None:

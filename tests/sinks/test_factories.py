@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from sched_profiler import JsonlSink, RemoteSink, Rotation
-from sched_profiler.delivery import log_sink
+from sched_profiler import JsonlSink, RemoteSink, Rotation, Sink
 from sched_profiler.settings import Settings
+from sched_profiler.sinks.base import SinkContext
+from sched_profiler.sinks.factories import jsonl
 from sched_profiler.sinks.remote import REMOTE_ROTATION, default_spool
+
+
+def log_sink(settings: Settings, dp_rank: int | None = None) -> Sink:
+    """Return what the adapter makes for a rank where it is to write the log."""
+    return jsonl(SinkContext(settings=settings, dp_rank=dp_rank, print_line=print))
 
 
 def test_a_path_is_a_file_without_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +38,9 @@ def test_each_rank_has_a_file_of_its_own(tmp_path: Path, log: str, expected: str
         sink = log_sink(settings, rank)
         assert isinstance(sink, JsonlSink)
         assert sink.path == tmp_path / name
-    assert log_sink(Settings(log="memory://x/log.jsonl"), 2).shown == "memory://x/log.jsonl"
+    remote = log_sink(Settings(log="memory://x/log.jsonl"), 2)
+    assert isinstance(remote, RemoteSink)
+    assert remote.shown == "memory://x/log.jsonl"
 
 
 def test_settings_become_a_rotation(tmp_path: Path) -> None:
@@ -45,7 +53,9 @@ def test_settings_become_a_rotation(tmp_path: Path) -> None:
         keep_mib=10,
         compress="gzip",
     )
-    assert log_sink(settings)._rotation == Rotation(
+    sink = log_sink(settings)
+    assert isinstance(sink, JsonlSink)
+    assert sink._rotation == Rotation(
         part_bytes=2 << 20, part_seconds=60, keep_parts=5, keep_bytes=10 << 20, compress="gzip"
     )
 

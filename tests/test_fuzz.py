@@ -1,0 +1,65 @@
+"""Whatever the bytes of a log, reading it ends well: with a result or with an error of ours.
+
+`make fuzz` runs these for a long time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import lines
+
+from sched_profiler.cli import main
+from sched_profiler.errors import SchedProfilerError
+from sched_profiler.reader import Tally, read_records
+from sched_profiler.validate import validate
+
+PATIENT = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+LOGS = st.binary(max_size=400) | st.lists(lines() | st.binary(max_size=40), max_size=5).map(
+    b"\n".join
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Return the path of a log that each example writes anew."""
+    return tmp_path / "run.jsonl"
+
+
+@PATIENT
+@given(content=LOGS, skip_invalid=st.booleans())
+def test_any_bytes_are_read_or_refused(log: Path, content: bytes, *, skip_invalid: bool) -> None:
+    """By the reader."""
+    log.write_bytes(content)
+    tally = Tally()
+    with contextlib.suppress(SchedProfilerError):
+        for record in read_records(log, skip_invalid=skip_invalid, tally=tally):
+            assert record is not None
+    assert tally.num_bytes <= len(content)
+
+
+@PATIENT
+@given(content=LOGS)
+def test_any_bytes_are_validated_or_refused(log: Path, content: bytes) -> None:
+    """By the validation, which counts consistently."""
+    log.write_bytes(content)
+    with contextlib.suppress(SchedProfilerError):
+        report = validate(log)
+        assert report.num_invalid_records <= report.num_records <= content.count(b"\n") + 1
+        assert report.num_violations >= report.num_invalid_records
+
+
+@PATIENT
+@given(content=LOGS)
+def test_the_command_ends_with_one_of_its_codes(log: Path, content: bytes) -> None:
+    """Never with a traceback; what it prints can be printed, lone surrogates too."""
+    log.write_bytes(content)
+    assert main(["validate", "--json", str(log)]) in (0, 1, 2)
+    assert main(["validate", str(log)]) in (0, 1, 2)
