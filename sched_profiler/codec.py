@@ -13,7 +13,7 @@ import orjson
 from cattrs.gen import make_dict_unstructure_fn
 from cattrs.preconf.orjson import make_converter
 
-from sched_profiler.errors import RecordError, SchemaVersionError
+from sched_profiler.errors import RecordError, SchemaVersionError, shown
 from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _as_float(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise RecordError(f"{name} is {_short(value)}; expected a number") from None
+        raise RecordError(f"{name} is {shown(value)}; expected a number") from None
 
 
 def decode(line: bytes | str) -> BatchRecord:
@@ -97,19 +97,10 @@ def _reject_wrong_types(fields: dict[str, Any]) -> None:
         if name not in fields or (type(value) in kinds and item_kind is None):
             continue
         if type(value) not in kinds:
-            raise RecordError(f"{name} is {_short(value)}; expected {expected}")
+            raise RecordError(f"{name} is {shown(value)}; expected {expected}")
         for item in value or ():
             if type(item) is not item_kind:
-                raise RecordError(f"{name} holds {_short(item)}; expected {expected}")
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        # It takes more to print a nested value than to parse it.
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004 - a readable message
+                raise RecordError(f"{name} holds {shown(item)}; expected {expected}")
 
 
 _Shape = tuple[tuple[type, ...], type | None, str]

@@ -8,7 +8,7 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from sched_profiler.errors import LogError, SettingError
+from sched_profiler.errors import LogError, SettingError, install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def require(way: str) -> None:
     if way == "zstd" and _zstandard() is None:
         raise SettingError(
             "zstd needs zstandard, which is not installed; "
-            'install it with: pip install "sched-profiler[zstd]", or choose gzip'
+            f"install it with: {install_command('zstd')}, or choose gzip"
         )
 
 
@@ -66,7 +66,7 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
         if zstandard is None:
             raise LogError(
                 f"{name} needs zstandard, which is not installed; "
-                'install it with: pip install "sched-profiler[zstd]"'
+                f"install it with: {install_command('zstd')}"
             )
         reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
         return cast("BinaryIO", reader)

@@ -23,7 +23,13 @@ import attrs
 from sched_profiler import settings as our
 from sched_profiler.clock import SYSTEM_CLOCK
 from sched_profiler.engines.vllm_binding import version_warning
-from sched_profiler.errors import LogError, SchedProfilerError, SettingError, UploadError
+from sched_profiler.errors import (
+    LogError,
+    SchedProfilerError,
+    SettingError,
+    UploadError,
+    install_command,
+)
 from sched_profiler.log_names import LogNames, fill, placeholder_values
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.redact import is_url, without_credentials
@@ -208,7 +214,7 @@ def _sinks(settings: our.Settings, environ: Mapping[str, str]) -> Iterator[Findi
                 f"sink {name}",
                 "warning",
                 f"{module} is not installed; the other sinks work without it",
-                f'pip install "sched-profiler[{name}]"',
+                install_command(name),
             )
     if "prometheus" in settings.sinks:
         yield _prometheus(settings, environ)

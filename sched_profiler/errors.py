@@ -15,6 +15,8 @@ __all__ = [
     "SettingError",
     "SinkUnavailableError",
     "UploadError",
+    "install_command",
+    "shown",
 ]
 
 
@@ -33,7 +35,7 @@ class MissingExtraError(SchedProfilerError):
         """Say that `part` lacks a module, and which extra has it."""
         super().__init__(
             f"{part} needs {missing.name}, which is not installed; "
-            f'install it with: pip install "sched-profiler[{extra}]"'
+            f"install it with: {install_command(extra)}"
         )
 
 
@@ -55,3 +57,18 @@ class SinkUnavailableError(SchedProfilerError, OSError):
 
 class UploadError(SchedProfilerError):
     """A file did not arrive in a store; the message holds no credential."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of ours."""
+    return f'pip install "sched-profiler[{extra}]"'
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: short, whatever it is."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        # It takes more to print a nested value than to parse it.
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004 - a readable message

@@ -16,7 +16,7 @@ import attrs
 import orjson
 
 from sched_profiler import __version__
-from sched_profiler.errors import LogError, SettingError
+from sched_profiler.errors import LogError, SettingError, shown
 from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _checked(name: str, value: Any) -> Any:
         )
     kind = next(kind for kind in (bool, int, str) if kind in _FACTS[name].__args__)
     if type(value) is not kind:
-        raise SettingError(f"{name} is {value!r:.60}; expected {kind.__name__}")
+        raise SettingError(f"{name} is {shown(value)}; expected {kind.__name__}")
     # The model may be named by a URL.
     return without_credentials(value) if isinstance(value, str) else value
 
@@ -224,6 +224,6 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
         value = fields[field.name]
         kinds: tuple[Any, ...] = getattr(field.type, "__args__", (field.type,))
         if type(value) not in kinds and not (type(value) is int and float in kinds):
-            raise LogError(f"{name} is no run manifest: {field.name} is {value!r:.60}")
+            raise LogError(f"{name} is no run manifest: {field.name} is {shown(value)}")
         known[field.name] = value
     return RunManifest(**known)

@@ -64,7 +64,7 @@ def split_url(url: str) -> UrlParts:
     scheme, rest = _URL.fullmatch(url).groups()  # type: ignore[union-attr]  # callers pass a URL
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, host = authority.rpartition("@")
-    if not at and not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host):
         # No port: the head of a password that goes on up to the last @.
         user, at, rest = rest.rpartition("@")
         host = re.split("[/?#]", rest, maxsplit=1)[0]

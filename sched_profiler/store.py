@@ -14,7 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sched_profiler.errors import LogError, SchedProfilerError, SettingError, UploadError
+from sched_profiler.errors import (
+    LogError,
+    SchedProfilerError,
+    SettingError,
+    UploadError,
+    install_command,
+)
 from sched_profiler.redact import is_url, redacted, split_url, without_credentials
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ def require(url: str) -> None:
         extra = _EXTRAS.get(scheme, "remote")
         raise SettingError(
             f"{scheme}:// URLs need a package that is not installed ({error}); "
-            f'install it with: pip install "sched-profiler[{extra}]"'
+            f"install it with: {install_command(extra)}"
         ) from None
     except ValueError:
         raise SettingError(f"{scheme}:// is no kind of URL that fsspec knows") from None

@@ -10,6 +10,7 @@ import attrs
 from hypothesis import strategies as st
 
 from sched_profiler.codec import encode
+from sched_profiler.manifest import Run
 from sched_profiler.record import BatchRecord, chunk_statistics
 
 _chunks = st.lists(st.integers(1, 100_000), max_size=40)
@@ -138,6 +139,18 @@ def lines(draw: st.DrawFn) -> bytes:
         parts.append(f'"{key}":{space}{value}')
     line = f"{draw(_spaces)}{{{','.join(parts)}}}{draw(_spaces)}".encode("utf-8", "surrogatepass")
     return draw(damaged(line)) if draw(st.integers(0, 3)) == 0 else line
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> bytes:
+    """Any run manifest, good or bad: some of its fields are changed."""
+    run = Run("x", dp_rank=None, facts={}, num_dropped=lambda: 0)
+    members = attrs.asdict(run.manifest(log="run.jsonl", started=1.0, updated=2.0))
+    texts = {name: json.dumps(value) for name, value in members.items()}
+    for _ in range(draw(st.integers(0, 3))):
+        texts[draw(st.sampled_from(list(texts)))] = draw(_tokens | _values)
+    text = ",".join(f'"{name}":{value}' for name, value in texts.items())
+    return f"{{{text}}}".encode("utf-8", "surrogatepass")
 
 
 @st.composite

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import lines
+from strategies import lines, manifests
 
 from sched_profiler.cli import main
 from sched_profiler.errors import SchedProfilerError
@@ -54,6 +54,20 @@ def test_any_bytes_are_validated_or_refused(log: Path, content: bytes) -> None:
         report = validate(log)
         assert report.num_invalid_records <= report.num_records <= content.count(b"\n") + 1
         assert report.num_violations >= report.num_invalid_records
+
+
+@PATIENT
+@given(content=LOGS, manifest=st.binary(max_size=100) | manifests(), skip_invalid=st.booleans())
+def test_any_log_and_any_manifest_are_verified_or_refused(
+    log: Path, content: bytes, manifest: bytes, *, skip_invalid: bool
+) -> None:
+    """Whatever one says of the other, and whatever there is to print."""
+    log.write_bytes(content)
+    log.with_name("run.x.run.json").write_bytes(manifest)
+    options = ["--skip-invalid"] if skip_invalid else []
+    assert main(["verify", str(log), *options]) in (0, 1, 2)
+    assert main(["verify", "--json", str(log), *options]) in (0, 1, 2)
+    assert sorted(path.name for path in log.parent.iterdir()) == ["run.jsonl", "run.x.run.json"]
 
 
 @PATIENT

@@ -89,8 +89,14 @@ def test_nothing_that_is_written_or_said_holds_a_credential(
     profiler.close()
     assert main(["upload", str(tmp_path)]) == 1
     assert main(["upload", str(tmp_path), "--to", URL]) == 1
-    for command in ("verify", "analyze"):
+    for command in ("verify", "analyze", "validate"):
         assert main([command, URL]) == 2
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", "1")
+    monkeypatch.setenv("VLLM_SCHEDULER_PROFILING_LOG", URL)
+    monkeypatch.setenv("SCHED_PROFILER_SPOOL", str(tmp_path))
+    assert main(["doctor"]) == 1
+    said += capsys.readouterr()
+    assert "store: talkative://host/logs/: PermissionError: refused" in said[-2]
     with pytest.raises(LogError) as error:
         verify(URL)
     said += [str(error.value), repr(error.value), str(error.value.__cause__)]
@@ -120,6 +126,7 @@ def test_nothing_that_is_written_or_said_holds_a_credential(
         ("abfs://user:pw@account.dfs/a", "abfs://account.dfs/a"),
         # What ought to have been percent-encoded.
         ("s3://key:s3c/ret@pa?ss@bucket/a?b#c", "s3://bucket/a"),
+        ("ftp://us@er:s3c/ret@host/a", "ftp://host/a"),
         ("s3://bucket/a@b/", "s3://bucket/a@b/"),
         ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
         ("http://[broken", "http://[broken"),

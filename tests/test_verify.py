@@ -15,6 +15,7 @@ from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.cli import main
+from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
 from sched_profiler.verify import RunReport, _Ranges, verify
 
@@ -155,6 +156,16 @@ def test_a_broken_manifest_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "log.run.run.json").write_text("{")
     with pytest.raises(LogError, match=r"log\.run\.run\.json is no run manifest"):
         verify(log)
+
+
+def test_what_is_printed_is_what_a_terminal_takes(tmp_path: Path, capsys: Capture) -> None:
+    """A log is somebody's input."""
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(encode(batch(0)).replace(b'"run_id":"run"', b'"run_id":"\\u001b[2J<b>"'))
+    assert main(["verify", str(log)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\\x1b[2J<b>" in printed
 
 
 def test_many_gaps_are_not_all_listed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sched_profiler.errors import SchedProfilerError, SettingError
 from sched_profiler.settings import SINKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sched_profiler.sinks.base import Sink, SinkContext
 
@@ -48,7 +48,7 @@ def find_sinks(names: Iterable[str]) -> list[EntryPoint]:
     return [next(iter(known[name])) for name in names]
 
 
-def make_sinks(entry_points: Iterable[EntryPoint], context: SinkContext) -> dict[str, Sink]:
+def make_sinks(entry_points: Sequence[EntryPoint], context: SinkContext) -> dict[str, Sink]:
     """Make the sinks, by their names; one that cannot be made does not stop the others.
 
     Raises:
@@ -67,5 +67,6 @@ def make_sinks(entry_points: Iterable[EntryPoint], context: SinkContext) -> dict
                 raise
             logger.exception("sink %s could not be made", entry_point.name)
     if not sinks:
-        raise SettingError(f"none of the sinks that {SINKS} asks for could be made")
+        names = ", ".join(entry_point.name for entry_point in entry_points)
+        raise SettingError(f"of the sinks that are asked for ({names}) none could be made")
     return sinks

@@ -8,13 +8,24 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import fsspec
 import pytest
+from engine_under_test import serve
 
-from sched_profiler import BatchRecord, JsonlSink, MemorySink, SettingError, Sink
+from sched_profiler import (
+    BatchProfiler,
+    BatchRecord,
+    JsonlSink,
+    MemorySink,
+    SettingError,
+    Sink,
+    TeeSink,
+)
 from sched_profiler.settings import Settings
 from sched_profiler.sinks.base import SinkContext
 from sched_profiler.sinks.console import ConsoleSink
 from sched_profiler.sinks.registry import GROUP, find_sinks, make_sinks
+from sched_profiler.verify import verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,7 +148,7 @@ def test_a_sink_that_cannot_be_made_does_not_stop_the_others(
 
 def test_if_none_can_be_made_profiling_is_off(plug_in: Path) -> None:
     """The adapter logs this error and serves on."""
-    with pytest.raises(SettingError, match="none of the sinks that SCHED_PROFILER_SINKS asks for"):
+    with pytest.raises(SettingError, match=r"asked for \(broken\) none could be made"):
         make_sinks(find_sinks(["broken"]), context())
 
 
@@ -176,6 +187,34 @@ def test_the_sinks_of_extras_are_made_like_the_others() -> None:
     """With what the settings say."""
     sinks = make_sinks(find_sinks(["prometheus", "otel"]), context(prometheus_port=9400))
     assert repr([*sinks.values()]) == "[PrometheusSink(port=9400), OpenTelemetrySink()]"
+
+
+def test_records_go_one_way_from_the_variables_to_a_store(tmp_path: Path) -> None:
+    """Beside other sinks; the run, its rank and what is lost are known at the end of the way."""
+    url = "memory://one-way/"
+    settings = Settings.from_environ(
+        {
+            "VLLM_SCHEDULER_PROFILING_LOG": url,
+            "SCHED_PROFILER_SINKS": "console,jsonl,prometheus",
+            "SCHED_PROFILER_SPOOL": str(tmp_path),
+        }
+    )
+    lines: list[str] = []
+    context = SinkContext(settings=settings, dp_rank=3, print_line=lines.append)
+    sinks = make_sinks(find_sinks(settings.sinks), context)
+    assert [getattr(sink, "shown", name) for name, sink in sinks.items()] == [
+        *("console", url, "prometheus")
+    ]
+    with BatchProfiler(TeeSink(*sinks.values()), dp_rank=3) as profiler:
+        serve(profiler, 20)
+        next(profiler.batch_ids)
+        profiler.writer.drop()
+    (run,) = verify(url).runs
+    assert (run.run_id, run.dp_rank, run.num_records) == (profiler.run_id, 3, 20)
+    assert (run.num_missing, run.num_dropped, run.num_unexplained) == (1, 1, 0)
+    assert run.end == "clean"
+    assert lines[-1].startswith("scheduler profile: 20 batches")
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_a_factory_and_its_sinks_are_what_the_types_say() -> None:
