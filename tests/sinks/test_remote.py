@@ -381,6 +381,8 @@ def test_a_run_bound_for_another_place_does_not_keep_ours_back(
     [
         ("nonsense://x/", "nonsense:// is no kind of URL that fsspec knows"),
         ("s3://key:s3cret@bucket/x/", "names a bucket and no user"),
+        ("s3://key:s3c/ret@bucket/x/", "names a bucket and no user"),
+        ("logs/x.jsonl", "logs/x.jsonl is no URL; write it like s3://bucket/prefix/"),
         ("memory://{rank}/", r"\{rank\}"),
     ],
 )
