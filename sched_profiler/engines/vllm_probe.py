@@ -202,14 +202,15 @@ class Probe:
         try:
             returned = self._update_from_output(*args, **kwargs)
         except BaseException:
-            if batch is not None:
-                self._put((batch_id, self._previous, None, None, None, batch, None, None))
+            if is_ours:
+                self._without_result(batch_id, batch)
             raise
         updated = now()
         if not is_ours:
             return returned
         try:
             if batch is None:
+                self._previous = taken
                 self._writer.drop()
                 return returned
             generated = 0
@@ -269,13 +270,18 @@ class Probe:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
             batch = self._pending.popleft()[1]
-            batch_id = next(self._ids)
-            if batch is None:
-                self._writer.drop()
-            else:
-                self._put((batch_id, self._previous, None, None, None, batch, None, None))
+            self._without_result(next(self._ids), batch)
         # The profiler may be about to close its writer.
         self._room = 0
+
+    def _without_result(self, batch_id: int, batch: Scheduled | None) -> None:
+        if batch is None:
+            self._writer.drop()
+            return
+        try:
+            self._put((batch_id, self._previous, None, None, None, batch, None, None))
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         if self._profiler.boundary.failed(error):
