@@ -95,7 +95,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--running", type=int, nargs="*", default=[64, 256])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
