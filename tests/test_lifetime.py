@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 # As under vllm serve, only that there is more time for a slow machine. On its own the writer would
 # sleep through all of it, so that what is in the file is there because of the signal.
-ASLEEP = "import sched_profiler.writer as w; w._BUSY_POLL_S = w._IDLE_POLL_S = 60;"
+ASLEEP = "import sched_profiler.writer as w; w._POLL_S = 60;"
 KILLED_SOON = "lambda *_: threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()"
 
 

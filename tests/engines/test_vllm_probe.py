@@ -158,12 +158,12 @@ def test_a_queue_that_grows_holds_no_number_per_request(tiny: Path) -> None:
     """What is summed up later as a rule is summed up at once when the writer lags behind."""
     sink = BlockedSink()
     life = Life(tiny, sink, num_running=64, num_blocks=1000, budget=4096)
-    for _ in range(200):
+    for _ in range(800):
         life.step()
     queue = list(life.profiler.writer.queue)
     lengths = [len(measurement[5][8]) for measurement in queue]
-    assert max(lengths[:60]) > 40
-    assert max(lengths[70:]) == 1
+    assert max(lengths[:500]) > 40
+    assert max(lengths[520:]) == 1
     sink.go_on.set()
     assert life.profiler.close()
     assert sink.num_records == life.num_batches
