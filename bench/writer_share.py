@@ -22,7 +22,8 @@ from hook_cost import Loop, nothing
 from tiny_model import make_tiny_model
 
 from sched_profiler import BatchProfiler, JsonlSink, MemorySink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 
 _STEPS_IN_BLOCK = 60
 

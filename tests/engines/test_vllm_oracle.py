@@ -18,7 +18,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
 from sched_profiler import BatchProfiler, MemorySink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.testing import FakeClock
 
 pytestmark = pytest.mark.vllm

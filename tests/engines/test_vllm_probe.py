@@ -20,7 +20,8 @@ from vllm.v1.request import Request, RequestStatus
 
 import sched_profiler
 from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, MemorySink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_stamp import _CLOCK, STAMP
 
 pytestmark = pytest.mark.vllm
