@@ -22,7 +22,8 @@ from typing import Any
 from tiny_model import make_tiny_model
 
 from sched_profiler import BatchProfiler, JsonlSink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 
 _NUM_RUNNING = 32
 _STEPS_IN_BLOCK = 100

@@ -31,7 +31,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.utils import compute_iteration_details
 
 from sched_profiler import BatchProfiler, JsonlSink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,8 @@ from sched_profiler.engines.vllm_binding import (
     missing_of_vllm,
     version_warning,
 )
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
 from sched_profiler.manifest import RunFacts

@@ -4,7 +4,7 @@ It costs what it reads, so it reads little. What a batch holds is worked out wit
 every request: the few that are not in plain decode (in prefill, or preempted and waiting) are
 watched; all others decode, and when the tokens left equal the requests left, every decode chunk is
 1. Whatever need not be known before the next step changes it is worked out on the writer's thread,
-by `contents_of`.
+by `vllm_contents`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from sched_profiler.engines.vllm_contents import COMPUTED, NO_EVENTS, Events, make_events
 from sched_profiler.engines.vllm_stamp import STAMP, result_ready
 
 if TYPE_CHECKING:
@@ -22,29 +22,7 @@ if TYPE_CHECKING:
 
     from sched_profiler.profiler import BatchProfiler, Measurement, Scheduled
 
-__all__ = ["Probe", "contents_of"]
-
-
-class _Events(NamedTuple):
-    """What a batch holds and what happened before it, beyond decodes of one token each."""
-
-    prefill: dict[str, int]  # chunk by request
-    surplus: int  # tokens in prefill, less one for each request
-    prefill_context: int  # tokens computed before the batch, over the requests in prefill
-    new_context: int  # likewise, over the requests that vLLM reports as new
-    num_new: int
-    num_resumed: int
-    num_cached: int
-    num_preempted: int
-    num_finished: int  # in steps without a batch since the last record
-
-
-_COMPUTED = 8
-"""Where in a batch the tokens computed of each request are."""
-
-_NO_EVENTS = _Events({}, 0, 0, 0, 0, 0, 0, 0, 0)
-# What the class itself does is slower.
-_events = partial(tuple.__new__, _Events)
+__all__ = ["Probe"]
 
 
 class Probe:
@@ -202,14 +180,15 @@ class Probe:
         try:
             returned = self._update_from_output(*args, **kwargs)
         except BaseException:
-            if batch is not None:
-                self._put((batch_id, self._previous, None, None, None, batch, None, None))
+            if is_ours:
+                self._without_result(batch_id, batch)
             raise
         updated = now()
         if not is_ours:
             return returned
         try:
             if batch is None:
+                self._previous = taken
                 self._writer.drop()
                 return returned
             generated = 0
@@ -248,8 +227,8 @@ class Probe:
         """Hand a batch over to a writer that is not yet there, lags behind, or is closed."""
         *head, batch, generated, drafts = measurement
         # A long queue is not to hold a number for each request of each batch.
-        total = [sum(batch[_COMPUTED])]
-        batch = (*batch[:_COMPUTED], total, *batch[_COMPUTED + 1 :])
+        total = [sum(batch[COMPUTED])]
+        batch = (*batch[:COMPUTED], total, *batch[COMPUTED + 1 :])
         self._writer.put((*head, batch, generated, drafts))
         self._room = self._writer.room
 
@@ -269,13 +248,18 @@ class Probe:
         """Record what never got a result: the batch that brought the engine down among them."""
         while self._pending:
             batch = self._pending.popleft()[1]
-            batch_id = next(self._ids)
-            if batch is None:
-                self._writer.drop()
-            else:
-                self._put((batch_id, self._previous, None, None, None, batch, None, None))
+            self._without_result(next(self._ids), batch)
         # The profiler may be about to close its writer.
         self._room = 0
+
+    def _without_result(self, batch_id: int, batch: Scheduled | None) -> None:
+        if batch is None:
+            self._writer.drop()
+            return
+        try:
+            self._put((batch_id, self._previous, None, None, None, batch, None, None))
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         if self._profiler.boundary.failed(error):
@@ -322,7 +306,7 @@ class Probe:
             num_accepted += max(num_sampled - 1, 0)
         return num_drafts, num_accepted
 
-    def _chunks(self, output: Any, events: _Events | None) -> tuple[_Events | None, list[int]]:
+    def _chunks(self, output: Any, events: Events | None) -> tuple[Events | None, list[int]]:
         """Return the events and the decode chunks of a batch in which not all of these are 1."""
         chunks = output.num_scheduled_tokens
         prefill = events.prefill if events else {}
@@ -336,13 +320,13 @@ class Probe:
         if again:
             for req_id in again:
                 self._begin_prefill(req_id)
-            events = events or _NO_EVENTS
+            events = events or NO_EVENTS
             prefill = prefill.copy()
             context = events.prefill_context + self._add_prefill(again, prefill)
             events = events._replace(prefill=prefill, prefill_context=context)
         return events, [chunk for req_id, chunk in chunks.items() if req_id not in prefill]
 
-    def _follow(self, output: Any) -> _Events:
+    def _follow(self, output: Any) -> Events:
         """Keep account of who is not in plain decode; cheap as long as few are."""
         watched = self._watched
         for req_id in output.preempted_req_ids or ():
@@ -364,7 +348,7 @@ class Probe:
             num_resumed += 1
             self._begin_prefill(req_id)
         if not output.total_num_scheduled_tokens:
-            return _NO_EVENTS
+            return NO_EVENTS
         chunks = output.num_scheduled_tokens
         prefill: dict[str, int] = {}
         context = self._add_prefill(chunks, prefill) if watched else 0
@@ -381,7 +365,7 @@ class Probe:
                 watched[req_id] = request
         num_finished, num_preempted = self._carried or (0, 0)
         self._carried = None
-        return _events(
+        return make_events(
             (
                 prefill,
                 sum(prefill.values()) - len(prefill),
@@ -470,52 +454,6 @@ def _waiting_queues(scheduler: Any) -> tuple[Callable[[Any], int], Any, Any]:
     return length, queues[0], queues[1]
 
 
-def _ids(output: Any, events: _Events | None) -> list[str]:
+def _ids(output: Any, events: Events | None) -> list[str]:
     prefill = events.prefill if events else {}
     return [*prefill, *(r for r in output.num_scheduled_tokens if r not in prefill)]
-
-
-def contents_of(scheduler: Any) -> Callable[[Any, Any], dict[str, Any]]:
-    """Return what turns a probe's measurements into record fields, on the writer's thread."""
-    pool = scheduler.kv_cache_manager.block_pool
-    # One block is vLLM's null block, which is never in use and never free.
-    num_blocks = pool.num_gpu_blocks - 1
-
-    def fields_of(
-        contents: tuple[Any, ...], told: tuple[int | None, tuple[int, int] | None]
-    ) -> dict[str, Any]:
-        generated, drafts = told
-        (
-            num_running,
-            num_waiting,
-            free_blocks,
-            num_reqs,
-            computed,
-            num_finished,
-            events,
-            decode,
-            ids,
-        ) = contents
-        events = events or _NO_EVENTS
-        prefill = events.prefill
-        return {
-            "prefill_chunk_sizes": list(prefill.values()),
-            "decode_chunk_sizes": [1] * (num_reqs - len(prefill)) if decode is None else decode,
-            "num_running_reqs": num_running,
-            "num_waiting_reqs": num_waiting,
-            "kv_cache_usage": 1 - free_blocks / num_blocks if num_blocks else 0.0,
-            "prefill_context_tokens": events.prefill_context,
-            "decode_context_tokens": sum(computed) + events.new_context - events.prefill_context,
-            "num_new_reqs": events.num_new,
-            "num_resumed_reqs": events.num_resumed,
-            "num_cached_tokens": events.num_cached,
-            "num_preempted_reqs": events.num_preempted,
-            "num_finished_reqs": num_finished + events.num_finished,
-            # Of a batch without a result nothing is known of its drafts.
-            "num_draft_tokens": None if generated is None else drafts[0] if drafts else 0,
-            "num_accepted_tokens": None if generated is None else drafts[1] if drafts else 0,
-            "num_generated_tokens": generated,
-            "request_ids": ids or None,
-        }
-
-    return fields_of
