@@ -13,12 +13,12 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import attrs
 
 from sched_profiler import __version__
-from sched_profiler.errors import MissingExtraError, SchedProfilerError
+from sched_profiler.errors import MissingExtraError, SchedProfilerError, printable
 from sched_profiler.log_files import find_logs
 from sched_profiler.log_names import COMPRESSED
 from sched_profiler.redact import is_url
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         is_fine = options.run(options)
         sys.stdout.flush()
     except SchedProfilerError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        _say(f"{prog}: {error}", stream=sys.stderr)
         return _BAD_INPUT
     except BrokenPipeError:
         # Else the interpreter would fail once more on flushing at its exit.
@@ -73,6 +73,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
     except KeyboardInterrupt:
         return _INTERRUPTED
     return _OK if is_fine else _AMISS
+
+
+def _say(*lines: str, stream: TextIO | None = None) -> None:
+    """Print lines, whatever is in them."""
+    for line in lines:
+        print(printable(line), file=stream)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -126,9 +132,9 @@ def _analyze(options: argparse.Namespace) -> bool:
     written = [] if options.out is None else _write_files(options.out, df, summary)
     print(summary.to_json() if options.json else summary)
     if written:
-        listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
-        print(listing, file=sys.stderr if options.json else sys.stdout)
+        stream = sys.stderr if options.json else sys.stdout
+        _say("", "wrote", *(f"  {path}" for path in written), stream=stream)
     return True
 
 
@@ -161,14 +167,9 @@ def _validate(options: argparse.Namespace) -> bool:
         print(json.dumps(attrs.asdict(report), indent=2))
     else:
         for violation in report.violations:
-            print(_printable(str(violation)))
+            _say(str(violation))
         print(report)
     return report.num_violations == 0
-
-
-def _printable(text: str) -> str:
-    # A line of a log may hold what no terminal takes: control characters, half a surrogate pair.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,9 +190,9 @@ def _doctor(options: argparse.Namespace) -> bool:
         print(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(_printable(str(finding)))
+            _say(str(finding))
             if finding.remedy is not None:
-                print(f"         -> {_printable(finding.remedy)}")
+                _say(f"         -> {finding.remedy}")
     return not any(finding.status == "problem" for finding in findings)
 
 
@@ -207,11 +208,7 @@ def _verify(options: argparse.Namespace) -> bool:
     from sched_profiler.verify import verify  # noqa: PLC0415 - --help needs no codec
 
     report = verify(*options.logs, skip_invalid=options.skip_invalid)
-    if options.json:
-        print(report.to_json())
-    else:
-        for line in str(report).splitlines():
-            print(_printable(line))
+    print(report.to_json() if options.json else report)
     return report.num_unexplained == 0
 
 
@@ -228,7 +225,7 @@ def _upload(options: argparse.Namespace) -> bool:
     is_fine = True
     for left in upload_folder(options.folder, options.to):
         problem = f"; the rest stays: {left.problem}" if left.problem else ""
-        print(_printable(f"{left.run}: {left.num_uploaded} parts uploaded{problem}"))
+        _say(f"{left.run}: {left.num_uploaded} parts uploaded{problem}")
         is_fine = is_fine and left.problem is None
     return is_fine
 

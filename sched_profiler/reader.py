@@ -14,7 +14,7 @@ import orjson
 
 from sched_profiler.codec import decode
 from sched_profiler.errors import LogError, RecordError, SchemaVersionError
-from sched_profiler.log_files import LogFile, LogPath, find_logs, open_log
+from sched_profiler.log_files import LogFile, LogPath, logs_to_read, open_log
 from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read_blocks(log: LogPath | LogFile, tally: Tally) -> Iterator[Block]:
         LogError: if the log does not exist or cannot be read, or a line is longer than 16 MiB.
     """
     if not isinstance(log, LogFile):
-        for file in find_logs(log):
+        for file in logs_to_read(log):
             yield from read_blocks(file, tally)
         return
     name = log.name
@@ -180,7 +180,7 @@ def read_records(
     """
     tally = tally if tally is not None else Tally()
     found = False
-    for file in find_logs(*logs):
+    for file in logs_to_read(*logs):
         for block in read_blocks(file, tally):
             for record in decode_block(
                 block, tally, lambda record: record, skip_invalid=skip_invalid

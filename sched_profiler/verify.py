@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sched_profiler.log_files import find_logs, find_manifests
+from sched_profiler.errors import printable
+from sched_profiler.log_files import find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
 from sched_profiler.reader import Tally, decode_block, empty_error, read_blocks
 
@@ -165,7 +166,11 @@ def _row(run: RunReport) -> tuple[str, ...]:
         run.num_unexplained,
     )
     rank = "-" if run.dp_rank is None else str(run.dp_rank)
-    return (run.run_id or "-", rank, *map(str, numbers), run.end)
+    return (_name(run), rank, *map(str, numbers), run.end)
+
+
+def _name(run: RunReport) -> str:
+    return printable(run.run_id or "-")
 
 
 def _gaps(run: RunReport) -> str:
@@ -176,7 +181,7 @@ def _gaps(run: RunReport) -> str:
         shown.append(f"and {len(run.gaps) - _SHOWN_GAPS} more gaps")
     if after := run.num_missing - sum(last - first + 1 for first, last in run.gaps):
         shown.append(f"{after} after the last record")
-    return f"missing of run {run.run_id or '-'}: batches {', '.join(shown)}"
+    return f"missing of run {_name(run)}: batches {', '.join(shown)}"
 
 
 class _Seen:
@@ -210,7 +215,7 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
     tally = Tally()
     seen: dict[Any, _Seen] = {}
     names = set()
-    for file in find_logs(*logs):
+    for file in logs_to_read(*logs):
         names.add(file.name.rpartition("/")[2])
         lives = 0
         for block in read_blocks(file, tally):

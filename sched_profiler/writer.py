@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections import deque
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sched_profiler.boundary import Boundary
 from sched_profiler.lifetime import at_process_end
+from sched_profiler.messages import logger
 from sched_profiler.sinks.guarded import GuardedSink
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BackgroundWriter", "DirectWriter", "Writer"]
 
-logger = logging.getLogger("sched_profiler")
 
 _HURRIED_POLL_S = 0.001
 _POLL_S = 0.2

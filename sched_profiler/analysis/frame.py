@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from sched_profiler.errors import RecordError
-from sched_profiler.log_files import LogFile, LogPath, find_logs
+from sched_profiler.log_files import LogFile, LogPath, logs_to_read
 from sched_profiler.reader import Block, Tally, decode_block, empty_error, read_blocks
 from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 
@@ -120,10 +120,10 @@ def load(
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
-    files = find_logs(*logs)
     tally = Tally()
-    tables, sources = [], []
-    for source, file in enumerate(files):
+    tables, sources, num_logs = [], [], 0
+    for source, file in enumerate(logs_to_read(*logs)):
+        num_logs += 1
         for table in _tables(file, tally, skip_invalid=skip_invalid):
             tables.append(table)
             sources.append(np.full(table.num_rows, source, dtype=np.int32))
@@ -133,7 +133,7 @@ def load(
         raise empty_error(logs, tally)
     frame, num_duplicates = _assemble(tables, np.concatenate(sources))
     frame.attrs = {
-        "num_logs": len(files),
+        "num_logs": num_logs,
         "num_skipped_lines": tally.num_skipped_lines,
         "num_half_written_lines": tally.num_half_written_lines,
         "num_duplicate_batches": num_duplicates,

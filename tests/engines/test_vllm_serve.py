@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from real_vllm import read
 from vllm_server import Server, serve
 
@@ -33,6 +34,7 @@ class Served:
     """A server that was put under load and then stopped by SIGTERM."""
 
     answers: list[dict[str, Any]]
+    metrics: dict[tuple[str, str], float]
     runs: list[list[BatchRecord]]
     log: Path
     printed: str
@@ -54,17 +56,33 @@ def put_under_load(server: Server, num_requests: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """Serve, load, and stop at once when the last answer is there."""
+    """Serve, load, look at the metrics, load again, and stop at once after the last answer."""
     folder = tmp_path_factory.mktemp("server")
     log, server_log = folder / "logs" / "profile.jsonl", folder / "server.log"
+    (folder / "metrics").mkdir()
     environ = {
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
-        "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "SCHED_PROFILER_SINKS": "jsonl,console,prometheus",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
     }
     with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
-        answers = put_under_load(server, 60)
-    return Served(answers, read(log), log, server_log.read_text())
+        answers = put_under_load(server, 30)
+        time.sleep(0.5)  # the writer is through
+        metrics = scrape(server)
+        answers += put_under_load(server, 30)
+    return Served(answers, metrics, read(log), log, server_log.read_text())
+
+
+def scrape(server: Server) -> dict[tuple[str, str], float]:
+    """Return the samples of the server's own endpoint, by name and rank."""
+    status, answer = server._ask("GET", "/metrics", None, timeout=30)
+    assert status == 200
+    return {
+        (sample.name, sample.labels.get("dp_rank", "")): sample.value
+        for family in text_string_to_metric_families(answer.decode())
+        for sample in family.samples
+    }
 
 
 def test_the_log_holds_the_tokens_that_the_answers_tell(served: Served) -> None:
@@ -112,6 +130,20 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
     # vLLM's own shutdown may leave a traceback; ours would begin with these words.
     assert "failed; serving goes on" not in served.printed
+
+
+def test_the_servers_own_metrics_carry_ours(served: Served) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR: those of the first batches of the log, up to that moment."""
+    (records,) = served.runs
+    metrics, name = served.metrics, "sched_profiler_schedule_duration_seconds"
+    num_batches = round(metrics[f"{name}_count", "0"])
+    assert 10 < num_batches < len(records)
+    total = sum(record.schedule_duration_ms for record in records[:num_batches]) / 1000
+    assert metrics[f"{name}_sum", "0"] == pytest.approx(total)
+    assert metrics["sched_profiler_batch_prefill_tokens_sum", "0"] > 0
+    assert metrics["sched_profiler_token_budget", "0"] == 256
+    # And what vLLM itself tells is there as ever.
+    assert metrics["vllm:prompt_tokens_total", ""] > 0
 
 
 def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> None:
