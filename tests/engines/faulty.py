@@ -13,7 +13,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import threading
@@ -24,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from offline import engine, prompts
+from offline import engine, forking, prompts
 from vllm import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -193,7 +192,7 @@ class InProcess:
             for mode in list(modes) if number % 2 else reversed(modes):
                 with modes[mode]():
                     began = time.perf_counter()
-                    generate(self.llm, 100)
+                    generate(self.llm)
                     times[mode].append(time.perf_counter() - began)
         tell(times=times)
 
@@ -249,7 +248,7 @@ def remote(one: InProcess, folder: Path, deaf: int, url: str) -> None:
         time.sleep(1.5)
     well, hanging = str(folder / "well.jsonl"), str(folder / "hanging.jsonl")
     one.compare(
-        8,
+        40,
         {
             "not profiled": contextlib.nullcontext,
             "well": one.profile(well),
@@ -303,22 +302,27 @@ class Counting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
 
 def workers(model: str, folder: Path) -> None:
     """Kill an engine core under load; then serve until somebody interrupts."""
-    os.environ["BATCHES"] = str(folder / "killed.batches")
-    os.environ["VLLM_SCHEDULER_PROFILING_LOG"] = str(folder / "killed.jsonl")
-    llm = engine(model, scheduler_cls="faulty.Counting")
-    tell(fault="killed", tokens=generate(llm))
+    llm = served(model, folder, "killed")
     (core,) = (child for child in multiprocessing.active_children() if "EngineCore" in child.name)
-    timer = threading.Timer(1.5, os.kill, (core.pid, signal.SIGKILL))
-    timer.start()
-    try:
-        while True:
-            generate(llm, 400)
-    except Exception as error:  # noqa: BLE001 - whatever vLLM says of a core that is gone
-        tell(error=type(error).__name__)
-    os.environ["BATCHES"] = str(folder / "interrupted.batches")
-    os.environ["VLLM_SCHEDULER_PROFILING_LOG"] = str(folder / "interrupted.jsonl")
-    llm = engine(model, scheduler_cls="faulty.Counting")
-    tell(fault="interrupted", tokens=generate(llm))
+    # Whether vLLM notices in the end that its core is gone is its affair.
+    threading.Thread(target=serve_for_ever, args=(llm,), daemon=True).start()
+    time.sleep(1.5)
+    core.kill()
+    core.join()
+    serve_for_ever(served(model, folder, "interrupted"))
+
+
+def served(model: str, folder: Path, name: str) -> Any:
+    """Make an engine whose core is a process of its own and is profiled, and tell its tokens."""
+    os.environ["BATCHES"] = str(folder / f"{name}.batches")
+    with forking():
+        llm = engine(model, scheduler_cls="faulty.Counting")
+    tell(fault=name, tokens=generate(llm))
+    return llm
+
+
+def serve_for_ever(llm: Any) -> None:
+    """Put it under load."""
     while True:
         generate(llm, 400)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from sched_profiler.reader import read_records
 from sched_profiler.sinks.registry import GROUP
-from sched_profiler.verify import RunReport, verify
+from sched_profiler.verify import Report, RunReport, verify
 
 pytestmark = pytest.mark.vllm
 
@@ -44,6 +43,7 @@ def faulty(model: Path, folder: Path, mode: str) -> Iterator[subprocess.Popen[st
     )
     environ = {
         "VLLM_ENABLE_SCHEDULER_PROFILING": str(mode == "workers"),
+        "VLLM_SCHEDULER_PROFILING_LOG": str(folder / "log.jsonl"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(mode == "workers")),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -133,10 +133,13 @@ def test_tokens_are_those_of_an_unprofiled_engine_whatever_happens(faults: Fault
 
 
 def test_throughput_is_that_of_a_profiler_that_is_well(faults: Faults) -> None:
-    """A sink and a store that hang cost nothing; generous, for other programs run here too."""
-    medians = {mode: statistics.median(times) for mode, times in faults.times.items()}
+    """A sink and a store that hang cost nothing: the best of many short turns, taken in turn.
+
+    Other programs run here too, and hit some of the turns of each mode.
+    """
+    best = {mode: min(times) for mode, times in faults.times.items()}
     for mode in ("well", "sink hangs", "store hangs"):
-        assert medians["not profiled"] / medians[mode] > 0.8, medians
+        assert best["not profiled"] / best[mode] > 0.8, best
 
 
 def test_nothing_is_lost_beside_a_sink_that_raises_and_the_log_says_so(faults: Faults) -> None:
@@ -212,16 +215,17 @@ def test_no_credential_is_in_what_the_engine_printed_or_left(faults: Faults) -> 
 
 @attrs.frozen
 class Workers:
-    """What engine cores in processes of their own left that were killed and interrupted."""
+    """What two engine cores left: one was killed, the next interrupted twice.
 
-    folder: Path
+    Attributes:
+        tokens: what they generated before that.
+        batches: when each batch was scheduled, as the scheduler itself noted.
+        report: what verify says of their log.
+    """
+
     tokens: dict[str, list[list[int]]]
-    printed: str
-
-    def batches(self, name: str) -> list[float]:
-        """Return when each batch was scheduled, as the scheduler itself noted."""
-        lines = (self.folder / f"{name}.batches").read_text().splitlines()
-        return [float(line) for line in lines]
+    batches: dict[str, list[float]]
+    report: Report
 
 
 @pytest.fixture(scope="module")
@@ -239,31 +243,30 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
         time.sleep(0.2)
         with_group(process, signal.SIGINT)
         process.wait(60)
-    lines = told(folder)
     return Workers(
-        folder,
-        {line["fault"]: line["tokens"] for line in lines if "fault" in line},
-        (folder / "printed").read_text(),
+        {line["fault"]: line["tokens"] for line in told(folder)},
+        {
+            path.stem: [float(line) for line in path.read_text().splitlines()]
+            for path in folder.glob("*.batches")
+        },
+        verify(folder / "log.jsonl"),
     )
 
 
 def test_a_killed_engine_core_loses_at_most_its_last_second(workers: Workers) -> None:
     """Under load; the log can be read, and verify says that there was no end."""
-    report = verify(workers.folder / "killed.jsonl")
-    (run,) = report.runs
+    run, batches = workers.report.runs[0], workers.batches["killed"]
     assert (run.gaps, run.num_duplicates, run.num_dropped, run.end) == ([], 0, 0, "none")
-    assert report.num_half_written_lines <= 1
-    batches = workers.batches("killed")
+    assert workers.report.num_half_written_lines <= 1
     assert 100 < run.num_records <= len(batches)
-    lost = batches[run.num_records :]
-    assert all(batches[-1] - batch <= 1.0 for batch in lost)
+    assert all(batches[-1] - lost <= 1.0 for lost in batches[run.num_records :])
 
 
 def test_an_engine_that_is_interrupted_twice_loses_nothing(workers: Workers) -> None:
     """All processes get both signals; a batch that is just being formed at the first is none."""
-    (run,) = verify(workers.folder / "interrupted.jsonl").runs
+    run, batches = workers.report.runs[1], workers.batches["interrupted"]
     assert (run.num_missing, run.num_duplicates, run.num_dropped) == (0, 0, 0)
-    batches = workers.batches("interrupted")
+    assert run.num_records > 100
     assert len(batches) - run.num_records in (0, 1)
     assert run.end == "clean"
 
