@@ -248,7 +248,7 @@ def remote(one: InProcess, folder: Path, deaf: int, url: str) -> None:
         time.sleep(1.5)
     well, hanging = str(folder / "well.jsonl"), str(folder / "hanging.jsonl")
     one.compare(
-        40,
+        20,
         {
             "not profiled": contextlib.nullcontext,
             "well": one.profile(well),
@@ -306,7 +306,8 @@ def workers(model: str, folder: Path) -> None:
     (core,) = (child for child in multiprocessing.active_children() if "EngineCore" in child.name)
     # Whether vLLM notices in the end that its core is gone is its affair.
     threading.Thread(target=serve_for_ever, args=(llm,), daemon=True).start()
-    time.sleep(1.5)
+    while (folder / "killed.batches").read_bytes().count(b"\n") < 400:
+        time.sleep(0.05)
     core.kill()
     core.join()
     serve_for_ever(served(model, folder, "interrupted"))
