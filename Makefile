@@ -21,7 +21,7 @@ help: ## Show this list
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment: the package, vLLM for the CPU, the tools
 
-$(READY): pyproject.toml tools/setup.sh
+$(READY): pyproject.toml tools/setup.sh hatch_build.py sched_profiler/engines/_vllm_hook.c
 	@tools/setup.sh --venv $(VENV)
 	@touch $@
 

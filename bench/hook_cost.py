@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,9 @@ from vllm.v1.utils import compute_iteration_details
 
 from sched_profiler import BatchProfiler, JsonlSink
 from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_hook import HOOKS
 from sched_profiler.engines.vllm_probe import Probe
+from sched_profiler.engines.vllm_stamp import CLOCK, STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +76,7 @@ def nothing(_scheduler: Any, _folder: Path) -> tuple[Hook, Callable[[], object]]
     return (lambda _output: None, lambda _output, _returned: None), lambda: None
 
 
-def ours(scheduler: Any, folder: Path) -> tuple[Hook, Callable[[], object]]:
+def ours(scheduler: Any, folder: Path, make_hook: Any = None) -> tuple[Hook, Callable[[], object]]:
     """Profile as in production: probe, background writer, JSONL file."""
     profiler = BatchProfiler(
         JsonlSink(folder / "ours.jsonl"),
@@ -81,7 +84,7 @@ def ours(scheduler: Any, folder: Path) -> tuple[Hook, Callable[[], object]]:
         token_budget=scheduler.max_num_scheduled_tokens,
         contents_of=contents_of(scheduler),
     )
-    Probe(scheduler, profiler).attach()
+    Probe(scheduler, profiler, make_hook=make_hook).attach()
     return nothing(scheduler, folder)[0], profiler.close
 
 
@@ -158,6 +161,7 @@ def per_request_walk(scheduler: Any, _folder: Path) -> tuple[Hook, Callable[[], 
 CONTENDERS: dict[str, Callable[..., tuple[Hook, Callable[[], object]]]] = {
     "nothing": nothing,
     "sched_profiler": ours,
+    "sched_profiler without C": partial(ours, make_hook=HOOKS["python"]),
     "iteration details": iteration_details,
     "per-request walk": per_request_walk,
     "hand-rolled": hand_rolled,
@@ -214,6 +218,8 @@ class Loop:
             for req_id in output.num_scheduled_tokens
         ]
         result = model_output(output, sampled)
+        # As a worker in another process does.
+        setattr(result, STAMP, (CLOCK, time.monotonic_ns()))
         if self.model_s:
             time.sleep(self.model_s)
         began = now()
@@ -307,7 +313,7 @@ def replay(model: Path, num_running: int, folder: Path, *, num_prefill: int = 0)
     profiler = BatchProfiler(JsonlSink(folder / "replay.jsonl"), contents_of=contents_of(scheduler))
     probe = Probe(scheduler, profiler)
     best = {}
-    for name, target in (("plain", scheduler), ("probe", probe)):
+    for name, target in (("plain", scheduler), ("probe", probe.hook)):
         times = []
         for _ in range(120):
             began = now()
@@ -368,7 +374,7 @@ def main() -> None:
                         rows.append(row)
                         print(
                             f"{row['batch']:>11} {num_running:>5} {row['caches']:>5}"
-                            f" {name:>18} {row['net_p50_us']:>9.2f} µs p50"
+                            f" {name:>24} {row['net_p50_us']:>9.2f} µs p50"
                             f" {row['p99_us'] - base:>9.2f} µs p99"
                             f" {row['share']:>8.3%} of vLLM's {row['vllm_p50_us']:>8.0f} µs",
                             flush=True,
