@@ -50,7 +50,7 @@ docs: $(READY) ## Build the documentation into site/
 .PHONY: bench
 bench: export PYTHONPATH := bench:examples
 bench: export VLLM_LOGGING_LEVEL := ERROR
-bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
+bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 20 minutes
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/writer_share.py

@@ -60,6 +60,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
         answers = put_under_load(server, 60)
@@ -127,6 +128,7 @@ def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> No
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     with (
         ThreadPoolExecutor(8) as clients,
