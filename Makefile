@@ -62,7 +62,7 @@ matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; h
 
 .PHONY: soak
 soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; half an hour
-	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k long_life tests/engines/test_vllm_probe.py
+	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k "long_life and not python" tests/engines/test_vllm_probe.py
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included
