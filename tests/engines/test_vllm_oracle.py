@@ -22,7 +22,7 @@ from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.testing import FakeClock
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("every_hook")]
 
 RELEASE = tuple(map(int, vllm.__version__.split(".")[:2]))
 SHARED_PREFIX = [9] * 200
@@ -145,7 +145,7 @@ class Engine:
         assert not self.scheduler.requests
         self.check()
         assert not self.probe._watched, "a request that is gone leaves nothing behind"
-        assert not self.probe._pending
+        assert not self.probe.hook.pending
 
     def check(self) -> None:
         records = self.sink.records

@@ -65,6 +65,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "SCHED_PROFILER_SINKS": "jsonl,console,prometheus",
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
         answers = put_under_load(server, 30)
@@ -117,14 +118,17 @@ def test_no_batch_is_missing_and_every_line_validates(served: Served) -> None:
 
 
 def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
-    """In vLLM's own log, in its format, from the engine core, without escape codes."""
+    """In vLLM's own log, in its format, from the engine core, without escape codes.
+
+    They come after the records; vLLM may kill its engine core before the last of them, which are
+    at most as old as the writer's poll.
+    """
     (records,) = served.runs
     lines = [line for line in served.printed.splitlines() if "| schedule " in line]
     # One line a second at most, and none stands for a batch that another stands for.
     assert 1 <= len(lines) <= records[-1].timestamp - records[0].timestamp + 2
     told = [re.search(r"1 of (\d+) batches$", line) for line in lines]
     assert sum(int(match[1]) if match else 1 for match in told) <= len(records)
-    assert f"scheduler profile: {len(records)} batches" in served.printed
     assert all("EngineCore" in line and " INFO " in line for line in lines)
     assert not any("\x1b[36m" in line for line in lines)
     assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
@@ -157,6 +161,7 @@ def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> No
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     with (
         ThreadPoolExecutor(8) as clients,
