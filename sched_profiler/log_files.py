@@ -105,7 +105,7 @@ def _of_live_run(file: LogFile, logs: tuple[LogPath, ...], known: set[str]) -> I
             closed = [
                 found
                 for found in find_logs(*logs)
-                if is_part(found.path) and _plain(found.path) not in known
+                if is_part(posixpath.basename(found.path)) and _plain(found.path) not in known
             ]
             if not closed:
                 if growing is not None:

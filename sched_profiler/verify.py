@@ -212,6 +212,8 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
+    # First: a run that lives writes records before it says so.
+    manifests = _manifests(*logs)
     tally = Tally()
     seen: dict[Any, _Seen] = {}
     names = set()
@@ -228,7 +230,6 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
                 if key not in seen:
                     seen[key] = _Seen(record)
                 seen[key].add(record)
-    manifests = _manifests(*logs)
     found = {run.run_id for run in seen.values()}
     # A run none of whose records is here is ours to miss only if it wrote to one of these files.
     silent = [m for m in manifests.values() if m.run_id not in found and _belongs(m, logs, names)]
