@@ -79,3 +79,20 @@ def test_a_hook_that_was_never_made_says_so(method: str) -> None:
     hook = HOOKS["c"].__new__(HOOKS["c"])
     with pytest.raises(RuntimeError, match="this hook is gone"):
         getattr(hook, method)()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pending", []), ("pending", 1), ("queue", []), ("watched", {})]
+)
+def test_what_a_hook_could_not_use_cannot_be_set(name: str, value: object) -> None:
+    """Nor can anything be taken away from it."""
+    hook = HOOKS["c"](**arguments())
+    with pytest.raises((TypeError, AttributeError)):
+        setattr(hook, name, value)
+    for member in ("account", "inner_update", "pending", "previous", "room"):
+        with pytest.raises((TypeError, AttributeError)):
+            delattr(hook, member)
+    hook.pending = None
+    assert hook.pending is None
+    with pytest.raises(TypeError):
+        HOOKS["c"].__new__(HOOKS["c"]).inner_update = 1
