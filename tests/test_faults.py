@@ -216,12 +216,14 @@ def test_a_killed_process_loses_at_most_a_second(tmp_path: Path, rotation: str) 
 
 @pytest.mark.parametrize("rotation", ["Rotation()", "Rotation(part_bytes=200000)"])
 def test_two_engines_with_the_same_path_keep_apart(tmp_path: Path, rotation: str) -> None:
-    """Whether they share the file or not, each record is there once."""
+    """Each has files of its own, and each record is there once."""
     sink = f"JsonlSink({str(tmp_path / 'log.jsonl')!r}, rotation={rotation})"
     with engine(sink, period=0.01) as one, engine(sink, period=0.01) as other:
         time.sleep(1.5)
         printed = [one.ended()[0], other.ended()[0]]
     counts = sorted(int(text.split("\n")[-3]) for text in printed)
+    for log in tmp_path.glob("*.jsonl"):
+        assert len({record.run_id for record in read_records(log)}) == 1
     runs = verify(tmp_path).runs
     assert sorted(run.num_records for run in runs) == counts
     assert all(run.num_missing == run.num_duplicates == 0 for run in runs)
