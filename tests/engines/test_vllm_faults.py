@@ -242,7 +242,10 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
         with_group(process, signal.SIGINT)
         time.sleep(0.2)
         with_group(process, signal.SIGINT)
-        process.wait(60)
+        # When the process itself comes to its end is vLLM's affair.
+        while verify(folder / "log.jsonl").runs[1].end != "clean":
+            assert time.monotonic() < deadline, (folder / "printed").read_text()[-5000:]
+            time.sleep(0.2)
     return Workers(
         {line["fault"]: line["tokens"] for line in told(folder)},
         {
