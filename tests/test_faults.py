@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from engine_under_test import engine, serve, until
+from machine import lacks, mounted
 
 from sched_profiler import BatchProfiler, JsonlSink, Rotation, compression
 from sched_profiler.cli import main
@@ -26,17 +27,10 @@ from sched_profiler.verify import verify
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=1m") as is_there:
+        if not is_there:
+            lacks("only root may mount a file system")
+        yield tmp_path / "disk"
 
 
 def test_a_full_disk_costs_a_delay_and_no_record(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import c_compiler, lacks
 from test_vllm_probe import BlockedSink, Life
 from tiny_model import make_tiny_model
 
@@ -16,6 +17,14 @@ from sched_profiler.engines import vllm_probe
 from sched_profiler.engines.vllm_hook import HOOKS
 
 pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Expect the hook wherever it could be built."""
+    if c_compiler() is None:
+        lacks("there is no C compiler on this machine")
+    assert "c" in HOOKS
 
 
 @pytest.fixture(scope="module")
