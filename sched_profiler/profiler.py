@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -32,14 +33,15 @@ __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 _NS_PER_MS = 1_000_000
 _LAST_WAIT_S = 0.005
 
-# Plain tuples, for their speed; all times are ns of the monotonic clock.
-Scheduled = tuple[Any, ...]
+# Plain tuples, for their speed, or what gives one when it is iterated. All times are ns of the
+# monotonic clock.
+Scheduled = Iterable[Any]
 """A batch as the engine's thread leaves it when it is scheduled: when schedule() began and when it
 ended, when the batch was handed to the executor, how many batches were in flight; then whatever
 tells what was in it."""
 _NUM_OWN = 4
 
-Measurement = tuple[Any, ...]
+Measurement = Iterable[Any]
 """All that is known of a batch when it ends: its number; when the previous batch's result was
 available (`None` for the first batch) and when its own was (`None` where the model returned none);
 when the engine began to take in the result and when it had (`None` where not measured); the
@@ -235,13 +237,14 @@ class BatchProfiler:
 
     def _record_of(self, measurement: Measurement, num_dropped: int) -> BatchRecord:
         epoch_ns = self.clock.time_ns() - self.clock.monotonic_ns()
-        scheduled = measurement[_NUM_TIMES]
+        measurement = tuple(measurement)
+        scheduled = tuple(measurement[_NUM_TIMES])
         fields = self._contents_of(scheduled[_NUM_OWN:], measurement[_NUM_TIMES + 1 :])
         if self._check_records:
             fields = converted(fields)
         fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
         record = BatchRecord(
-            **_timing(measurement, epoch_ns),
+            **_timing(measurement[:_NUM_TIMES], scheduled[:_NUM_OWN], epoch_ns),
             **_chunks(fields.pop("prefill_chunk_sizes"), fields.pop("decode_chunk_sizes")),
             **self._constants,
             num_dropped_records=num_dropped,
@@ -362,10 +365,10 @@ def _ms(nanoseconds: int) -> float:
     return round(nanoseconds / _NS_PER_MS, 3)
 
 
-def _timing(measurement: Measurement, epoch_ns: int) -> dict[str, Any]:
+def _timing(times: tuple[Any, ...], scheduled: tuple[Any, ...], epoch_ns: int) -> dict[str, Any]:
     """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
-    batch_id, previous, result, taken, updated, scheduled, *_ = measurement
-    began, ended, submitted, num_inflight, *_ = scheduled
+    batch_id, previous, result, taken, updated = times
+    began, ended, submitted, num_inflight = scheduled
     fields: dict[str, Any] = {
         "batch_id": batch_id,
         "timestamp": (epoch_ns + began) / 1e9,

@@ -2,6 +2,8 @@
 
    What differs is the cost: a step of plain decode runs no Python code of ours. What is not plain
    is asked of the same account, in Python. Read vllm_hook.py first: what it says is not repeated.
+   What it leaves in tuples is here in objects of few bytes, which give the same tuples when they
+   are iterated, on the writer's thread.
    The tests run everything through both. */
 
 #define PY_SSIZE_T_CLEAN
@@ -9,10 +11,14 @@
 #include <structmember.h>
 #include <time.h>
 
+#if PY_VERSION_HEX < 0x030D0000
+#define PyObject_GetOptionalAttr _PyObject_LookupAttr /* its name before it was public */
+#endif
+
 /* The members that hold an object: all or, before __init__ and after tp_clear, none. */
 #define OBJECTS(X)                                                                              \
     X(account) X(inner_schedule) X(inner_update) X(scheduler) X(waiting) X(also_waiting)        \
-    X(free_blocks) X(watched) X(queue) X(ids) X(pending) X(previous) X(carried) X(stamp_name)    \
+    X(free_blocks) X(watched) X(queue) X(ids) X(pending) X(carried) X(stamp_name)                \
     X(stamp_clock) X(now) X(length)
 
 /* Attributes and methods that are looked up, by their interned names. Those that every step needs
@@ -26,11 +32,16 @@
     X(failed) X(follow) X(is_late) X(lost) X(model_runner_output) X(not_scheduled) X(put)       \
     X(request_ids) X(scheduler_output) X(without_result)
 
+/* ns of the monotonic clock, or that there is none. */
+typedef long long Time;
+#define NO_TIME LLONG_MIN
+
 typedef struct {
     PyObject_HEAD
 #define X(name) PyObject *name;
     OBJECTS(X)
 #undef X
+    Time previous;
     Py_ssize_t room;
     lenfunc waiting_length;
     char has_workers;
@@ -52,7 +63,16 @@ static struct {
 
 /* ---- Small steps: each returns NULL or -1 with an exception set where it fails. ---- */
 
-static PyObject *
+/* Takes the int; NO_TIME, with an exception, if it is none. */
+static Time
+as_time(PyObject *value)
+{
+    Time time = value == NULL ? -1 : PyLong_AsLongLong(value);
+    Py_XDECREF(value);
+    return time == -1 && PyErr_Occurred() ? NO_TIME : time;
+}
+
+static Time
 now(Hook *self)
 {
 #ifdef __linux__
@@ -60,10 +80,17 @@ now(Hook *self)
     if (self->reads_system_clock) {
         struct timespec time;
         clock_gettime(CLOCK_MONOTONIC, &time);
-        return PyLong_FromLongLong((long long)time.tv_sec * 1000000000LL + time.tv_nsec);
+        return (Time)time.tv_sec * 1000000000LL + time.tv_nsec;
     }
 #endif
-    return PyObject_CallNoArgs(self->now);
+    return as_time(PyObject_CallNoArgs(self->now));
+}
+
+/* None, where there is no time. */
+static PyObject *
+time_as_object(Time time)
+{
+    return time == NO_TIME ? Py_NewRef(Py_None) : PyLong_FromLongLong(time);
 }
 
 static int
@@ -188,6 +215,16 @@ tuple_of(PyObject **items, Py_ssize_t length)
     return tuple;
 }
 
+/* Makes an iterator over new references, which it takes. */
+static PyObject *
+iterator_of(PyObject **items, Py_ssize_t length)
+{
+    PyObject *tuple = tuple_of(items, length);
+    PyObject *iterator = tuple == NULL ? NULL : PyObject_GetIter(tuple);
+    Py_XDECREF(tuple);
+    return iterator;
+}
+
 /* Only a hook that the garbage collector has cleared, or that was never made, has none. */
 static int
 has_account(Hook *self)
@@ -197,56 +234,146 @@ has_account(Hook *self)
     return self->account != NULL;
 }
 
+/* ---- What is left for the writer ---- */
+
+/* A batch when it is scheduled. None of these objects can refer to it: it needs no garbage
+   collector. */
+typedef struct {
+    PyObject_HEAD
+    Time began, ended;
+    Py_ssize_t num_inflight, num_running, num_waiting, num_free_blocks, num_reqs, num_finished;
+    PyObject *computed, *events, *decode, *ids;
+} Scheduled;
+
+/* A batch when it ends. */
+typedef struct {
+    PyObject_HEAD
+    Time previous, ready, taken, updated;
+    Py_ssize_t generated;
+    PyObject *id, *drafts;
+    Scheduled *batch;
+} Measurement;
+
+static void
+scheduled_dealloc(Scheduled *self)
+{
+    Py_XDECREF(self->computed);
+    Py_XDECREF(self->events);
+    Py_XDECREF(self->decode);
+    Py_XDECREF(self->ids);
+    PyObject_Free(self);
+}
+
+static void
+measurement_dealloc(Measurement *self)
+{
+    Py_XDECREF(self->id);
+    Py_XDECREF(self->drafts);
+    Py_XDECREF(self->batch);
+    PyObject_Free(self);
+}
+
+static PyObject *
+scheduled_iter(Scheduled *self)
+{
+    PyObject *items[] = {
+        PyLong_FromLongLong(self->began),
+        PyLong_FromLongLong(self->ended),
+        PyLong_FromLongLong(self->ended),
+        PyLong_FromSsize_t(self->num_inflight),
+        PyLong_FromSsize_t(self->num_running),
+        PyLong_FromSsize_t(self->num_waiting),
+        PyLong_FromSsize_t(self->num_free_blocks),
+        PyLong_FromSsize_t(self->num_reqs),
+        Py_NewRef(self->computed),
+        PyLong_FromSsize_t(self->num_finished),
+        Py_NewRef(self->events),
+        Py_NewRef(self->decode),
+        Py_NewRef(self->ids),
+    };
+    return iterator_of(items, Py_ARRAY_LENGTH(items));
+}
+
+static PyObject *
+measurement_iter(Measurement *self)
+{
+    PyObject *items[] = {
+        Py_NewRef(self->id),
+        time_as_object(self->previous),
+        PyLong_FromLongLong(self->ready),
+        PyLong_FromLongLong(self->taken),
+        PyLong_FromLongLong(self->updated),
+        Py_NewRef((PyObject *)self->batch),
+        PyLong_FromSsize_t(self->generated),
+        Py_NewRef(self->drafts),
+    };
+    return iterator_of(items, Py_ARRAY_LENGTH(items));
+}
+
+static PyTypeObject ScheduledType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sched_profiler.engines._vllm_hook.Scheduled",
+    .tp_doc = "A batch as the engine's thread leaves it when it is scheduled.",
+    .tp_basicsize = sizeof(Scheduled),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)scheduled_dealloc,
+    .tp_iter = (getiterfunc)scheduled_iter,
+};
+
+static PyTypeObject MeasurementType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sched_profiler.engines._vllm_hook.Measurement",
+    .tp_doc = "All that is known of a batch when it ends.",
+    .tp_basicsize = sizeof(Measurement),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)measurement_dealloc,
+    .tp_iter = (getiterfunc)measurement_iter,
+};
+
 /* ---- schedule ---- */
 
-enum { SUBMITTED = 2, EVENTS = 10, DECODE = 11 }; /* where they are in a batch */
-enum { SURPLUS = 1 };                              /* where it is in events */
+enum { SURPLUS = 1 }; /* where it is in events */
 
-/* Makes the batch of a step with tokens. */
-static PyObject *
-batch_of(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended,
+/* Makes the batch of a step with tokens; it shares in `computed`, `events` and `decode`. */
+static Scheduled *
+batch_of(Hook *self, PyObject *pending, PyObject *output, Time began, Time ended,
          Py_ssize_t num_reqs, PyObject *computed, PyObject *events, PyObject *decode)
 {
-    Py_ssize_t num_running, num_waiting, num_also_waiting, num_finished;
-    if ((num_running = size(self->scheduler, name_of.running)) < 0
-        || (num_waiting = self->waiting_length(self->waiting)) < 0
+    Scheduled *batch = PyObject_New(Scheduled, &ScheduledType);
+    if (batch == NULL)
+        return NULL;
+    Py_ssize_t num_also_waiting = 0;
+    batch->began = began;
+    batch->ended = ended;
+    batch->num_inflight = deque_length(pending);
+    batch->num_reqs = num_reqs;
+    batch->computed = Py_NewRef(computed);
+    batch->events = Py_NewRef(events);
+    batch->decode = Py_NewRef(decode);
+    batch->ids = NULL;
+    if ((batch->num_running = size(self->scheduler, name_of.running)) < 0
+        || (batch->num_waiting = self->waiting_length(self->waiting)) < 0
         || (num_also_waiting = self->waiting_length(self->also_waiting)) < 0
-        || (num_finished = size(output, name_of.finished_req_ids)) < 0)
-        return NULL;
-    PyObject *ids = self->has_request_ids ? CALL(self->account, name_of.request_ids, output, events)
-                                          : Py_NewRef(Py_None);
-    PyObject *free_blocks =
-        ids == NULL ? NULL : PyObject_GetAttr(self->free_blocks, name_of.num_free_blocks);
-    if (free_blocks == NULL) {
-        Py_XDECREF(ids);
-        return NULL;
+        || is_error(batch->num_free_blocks = number(self->free_blocks, name_of.num_free_blocks))
+        || (batch->num_finished = size(output, name_of.finished_req_ids)) < 0)
+        Py_CLEAR(batch);
+    else {
+        batch->num_waiting += num_also_waiting;
+        batch->ids = self->has_request_ids
+                         ? CALL(self->account, name_of.request_ids, output, events)
+                         : Py_NewRef(Py_None);
+        if (batch->ids == NULL)
+            Py_CLEAR(batch);
     }
-    PyObject *items[] = {
-        Py_NewRef(began),
-        Py_NewRef(ended),
-        Py_NewRef(ended),
-        PyLong_FromSsize_t(deque_length(pending)),
-        PyLong_FromSsize_t(num_running),
-        PyLong_FromSsize_t(num_waiting + num_also_waiting),
-        free_blocks,
-        PyLong_FromSsize_t(num_reqs),
-        Py_NewRef(computed),
-        PyLong_FromSsize_t(num_finished),
-        Py_NewRef(events),
-        Py_NewRef(decode),
-        ids,
-    };
-    return tuple_of(items, Py_ARRAY_LENGTH(items));
+    return batch;
 }
 
 /* Follows a step with tokens, of which the account may know events. */
 static int
-begin_batch(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended,
-            Py_ssize_t num_reqs, PyObject *computed, PyObject *events)
+begin_batch(Hook *self, PyObject *pending, PyObject *output, Time began, Time ended,
+            Py_ssize_t total, Py_ssize_t num_reqs, PyObject *computed, PyObject *events)
 {
-    Py_ssize_t surplus = 0, total = number(output, name_of.total_num_scheduled_tokens);
-    if (is_error(total))
-        return -1;
+    Py_ssize_t surplus = 0;
     if (events != Py_None && is_error(surplus = as_number(PySequence_GetItem(events, SURPLUS))))
         return -1;
     PyObject *decode = Py_None, *both = NULL;
@@ -257,7 +384,7 @@ begin_batch(Hook *self, PyObject *pending, PyObject *output, PyObject *began, Py
             return -1;
         }
     }
-    PyObject *batch =
+    Scheduled *batch =
         batch_of(self, pending, output, began, ended, num_reqs, computed, events, decode);
     Py_XDECREF(both);
     PyObject *pair = batch == NULL ? NULL : PyTuple_Pack(2, output, batch);
@@ -460,28 +587,33 @@ end:
 /* ---- schedule: every step ---- */
 
 static int
-look(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended)
+look(Hook *self, PyObject *pending, PyObject *output, Time began, Time ended)
 {
-    int status = -1, is_eventful;
+    int status = -1, is_plain = 0;
     PyObject *chunks = NULL, *computed = NULL, *events = NULL;
     PyObject *cached = PyObject_GetAttr(output, name_of.scheduled_cached_reqs);
     if (cached == NULL
-        || (computed = PyObject_GetAttr(cached, name_of.num_computed_tokens)) == NULL
-        || (chunks = PyObject_GetAttr(output, name_of.num_scheduled_tokens)) == NULL)
+        || (computed = PyObject_GetAttr(cached, name_of.num_computed_tokens)) == NULL)
         goto end;
-    Py_ssize_t num_reqs = PyObject_Size(chunks), num_cached = PyObject_Size(computed);
-    if (num_reqs < 0 || num_cached < 0)
+    Py_ssize_t num_cached = PyObject_Size(computed);
+    Py_ssize_t total = number(output, name_of.total_num_scheduled_tokens), num_reqs = total;
+    if (num_cached < 0 || is_error(total))
         goto end;
-    is_eventful = num_cached != num_reqs || PyDict_GET_SIZE(self->watched) != 0
-                  || self->carried != Py_None;
-    if (!is_eventful && (is_eventful = is_true(output, name_of.preempted_req_ids)) < 0)
-        goto end;
-    events = is_eventful ? follow(self, output, cached, chunks) : Py_NewRef(Py_None);
-    if (events == NULL)
+    if (total == num_cached && PyDict_GET_SIZE(self->watched) == 0 && self->carried == Py_None) {
+        if ((is_plain = is_true(output, name_of.preempted_req_ids)) < 0)
+            goto end;
+        is_plain = !is_plain;
+    }
+    if (is_plain)
+        events = Py_NewRef(Py_None);
+    else if ((chunks = PyObject_GetAttr(output, name_of.num_scheduled_tokens)) == NULL
+             || (num_reqs = PyObject_Size(chunks)) < 0
+             || (events = follow(self, output, cached, chunks)) == NULL)
         goto end;
     status = num_reqs == 0
                  ? done(PyObject_CallMethodOneArg(self->account, name_of.carry, output))
-                 : begin_batch(self, pending, output, began, ended, num_reqs, computed, events);
+                 : begin_batch(self, pending, output, began, ended, total, num_reqs, computed,
+                               events);
 end:
     Py_XDECREF(cached);
     Py_XDECREF(chunks);
@@ -493,16 +625,15 @@ end:
 static PyObject *
 hook_schedule(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    PyObject *began = has_account(self) ? now(self) : NULL;
-    if (began == NULL)
+    Time began = has_account(self) ? now(self) : NO_TIME;
+    if (began == NO_TIME)
         return NULL;
     PyObject *inner = Py_NewRef(self->inner_schedule);
     PyObject *output = PyObject_Vectorcall(inner, args, nargs, names);
     Py_DECREF(inner);
-    PyObject *ended = output == NULL ? NULL : now(self);
-    if (ended == NULL) {
+    Time ended = output == NULL ? NO_TIME : now(self);
+    if (ended == NO_TIME) {
         Py_XDECREF(output);
-        Py_DECREF(began);
         return NULL;
     }
     /* A signal handler may switch the hook off at any time. */
@@ -514,8 +645,6 @@ hook_schedule(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *nam
         Py_XDECREF(error);
     }
     Py_DECREF(pending);
-    Py_DECREF(began);
-    Py_DECREF(ended);
     return output;
 }
 
@@ -561,13 +690,16 @@ find(Hook *self, PyObject *output, PyObject *model_output, Found *found)
         return PyErr_Occurred() ? -1 : 0;
     PyObject *batch = found->batch = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
     Py_DECREF(pair);
+    if (batch != Py_None && !Py_IS_TYPE(batch, &ScheduledType)) {
+        PyErr_SetString(PyExc_TypeError, "what is pending was not scheduled by this hook");
+        return -1;
+    }
     if ((found->id = PyIter_Next(self->ids)) == NULL)
         return -1;
     found->is_ours = 1;
     /* Without events and with decode chunks of 1 only there are no drafts. */
     if (batch == Py_None
-        || (PyTuple_GET_ITEM(batch, EVENTS) == Py_None
-            && PyTuple_GET_ITEM(batch, DECODE) == Py_None))
+        || (((Scheduled *)batch)->events == Py_None && ((Scheduled *)batch)->decode == Py_None))
         return 0;
     int has_drafts = is_true(output, name_of.scheduled_spec_decode_tokens);
     if (has_drafts <= 0)
@@ -621,102 +753,93 @@ generated_in(PyObject *returned, int has_drafts)
     return sum;
 }
 
-/* Keeps the later of two times, of which it takes the first. */
-static PyObject *
-later(PyObject *time, PyObject *other)
-{
-    int is_later = time == NULL ? -1 : PyObject_RichCompareBool(other, time, Py_GT);
-    if (is_later == 0)
-        return time;
-    Py_XDECREF(time);
-    return is_later > 0 ? Py_NewRef(other) : NULL;
-}
-
 /* Tells when a worker had the result ready: `taken`, where it does not say. */
-static PyObject *
-ready_of(Hook *self, PyObject *taken, PyObject *submitted, PyObject *model_output)
+static Time
+ready_of(Hook *self, Time taken, Time submitted, PyObject *model_output)
 {
     if (!self->has_workers)
-        return Py_NewRef(taken);
-    PyObject *attributes = PyObject_GenericGetDict(model_output, NULL);
-    if (attributes == NULL)
-        return NULL;
-    PyObject *stamp = PyDict_GetItemWithError(attributes, self->stamp_name);
-    PyObject *ready = NULL, *clock, *said;
+        return taken;
+    PyObject *stamp, *clock, *said;
+    if (PyObject_GetOptionalAttr(model_output, self->stamp_name, &stamp) < 0)
+        return NO_TIME;
     int is_there = stamp == NULL ? 0 : PyObject_IsTrue(stamp);
-    if (is_there == 0 && !PyErr_Occurred())
-        ready = Py_NewRef(taken);
-    else if (is_there > 0 && PyArg_ParseTuple(stamp, "UO", &clock, &said)) {
-        /* Never after it was taken, before the hand-over, or before the result of the last. */
-        int is_taken = PyUnicode_Compare(clock, self->stamp_clock) != 0
-                           ? 1
-                           : PyObject_RichCompareBool(said, taken, Py_GT);
-        if (is_taken >= 0 && !PyErr_Occurred())
-            ready = later(Py_NewRef(is_taken ? taken : said), submitted);
-        if (ready != NULL && self->previous != Py_None)
-            ready = later(ready, self->previous);
+    Time ready = is_there < 0 ? NO_TIME : taken;
+    if (is_there > 0) {
+        int is_same_clock = -1;
+        if (PyArg_ParseTuple(stamp, "UO", &clock, &said))
+            is_same_clock = PyUnicode_Compare(clock, self->stamp_clock) == 0;
+        if (is_same_clock < 0 || PyErr_Occurred())
+            ready = NO_TIME;
+        else if (is_same_clock)
+            ready = as_time(Py_NewRef(said));
     }
-    Py_DECREF(attributes);
-    return ready;
+    Py_XDECREF(stamp);
+    if (is_there <= 0 || ready == NO_TIME)
+        return ready;
+    /* Never after it was taken, before the hand-over, or before the result of the last. */
+    if (ready > taken)
+        ready = taken;
+    if (ready < submitted)
+        ready = submitted;
+    return ready < self->previous ? self->previous : ready;
 }
 
 static int
-hand_over(Hook *self, PyObject *returned, PyObject *taken, PyObject *updated,
-          PyObject *model_output, Found *found)
+hand_over(Hook *self, PyObject *returned, Time taken, Time updated, PyObject *model_output,
+          Found *found)
 {
+    Scheduled *batch = (Scheduled *)found->batch;
     Py_ssize_t generated = generated_in(returned, found->drafts != Py_None);
     if (generated < 0)
         return -1;
-    PyObject *submitted = PyTuple_GET_ITEM(found->batch, SUBMITTED);
-    PyObject *ready = ready_of(self, taken, submitted, model_output);
-    if (ready == NULL)
+    Time ready = ready_of(self, taken, batch->ended, model_output);
+    if (ready == NO_TIME)
         return -1;
-    PyObject *items[] = {
-        Py_NewRef(found->id),
-        Py_NewRef(self->previous),
-        Py_NewRef(ready),
-        Py_NewRef(taken),
-        Py_NewRef(updated),
-        Py_NewRef(found->batch),
-        PyLong_FromSsize_t(generated),
-        Py_NewRef(found->drafts),
-    };
-    PyObject *measurement = tuple_of(items, Py_ARRAY_LENGTH(items));
-    Py_SETREF(self->previous, ready);
+    Measurement *measurement = PyObject_New(Measurement, &MeasurementType);
     if (measurement == NULL)
         return -1;
+    measurement->previous = self->previous;
+    measurement->ready = self->previous = ready;
+    measurement->taken = taken;
+    measurement->updated = updated;
+    measurement->generated = generated;
+    measurement->id = Py_NewRef(found->id);
+    measurement->drafts = Py_NewRef(found->drafts);
+    measurement->batch = (Scheduled *)Py_NewRef(found->batch);
+    PyObject *item = (PyObject *)measurement;
     int status = deque_length(self->queue) < self->room
-                     ? append(self->queue, measurement)
-                     : done(PyObject_CallMethodOneArg(self->account, name_of.put, measurement));
-    Py_DECREF(measurement);
+                     ? append(self->queue, item)
+                     : done(PyObject_CallMethodOneArg(self->account, name_of.put, item));
+    Py_DECREF(item);
     return status;
 }
 
 /* Hands over a batch that has a result; 0 unless an exception is to reach the engine. */
 static int
-end_batch(Hook *self, PyObject *returned, PyObject *taken, PyObject *model_output, Found *found)
+end_batch(Hook *self, PyObject *returned, Time taken, PyObject *model_output, Found *found)
 {
-    PyObject *updated = now(self), *error = NULL;
+    PyObject *error = NULL;
+    Time updated = now(self);
     int status = -1;
-    if (updated == NULL)
+    if (updated == NO_TIME)
         return -1;
     if (found->batch == Py_None) {
-        Py_SETREF(self->previous, Py_NewRef(taken));
+        self->previous = taken;
         status = done(CALL(self->account, name_of.lost, Py_None));
     } else if (hand_over(self, returned, taken, updated, model_output, found) == 0)
         status = 0;
     else if ((error = caught()) != NULL)
         status = done(CALL(self->account, name_of.lost, error));
     Py_XDECREF(error);
-    Py_DECREF(updated);
     return status;
 }
 
 static PyObject *
 hook_update_from_output(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    PyObject *taken = has_account(self) ? now(self) : NULL, *returned = NULL, *error = NULL;
-    if (taken == NULL)
+    PyObject *returned = NULL, *error = NULL;
+    Time taken = has_account(self) ? now(self) : NO_TIME;
+    if (taken == NO_TIME)
         return NULL;
     PyObject *output = argument(args, nargs, names, 0, name_of.scheduler_output);
     PyObject *model_output = argument(args, nargs, names, 1, name_of.model_runner_output);
@@ -744,7 +867,6 @@ hook_update_from_output(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyO
     } else if (end_batch(self, returned, taken, model_output, &found) < 0)
         Py_CLEAR(returned);
 end:
-    Py_DECREF(taken);
     Py_XDECREF(error);
     Py_XDECREF(found.id);
     Py_XDECREF(found.batch);
@@ -758,16 +880,18 @@ static int
 hook_init(Hook *self, PyObject *args, PyObject *kwargs)
 {
     int has_workers, has_request_ids, reads_system_clock;
+    PyObject *previous;
 #define X(name) #name,
     static char *names[] = {
-        OBJECTS(X) "has_workers", "has_request_ids", "reads_system_clock", NULL};
+        OBJECTS(X) "previous", "has_workers", "has_request_ids", "reads_system_clock", NULL};
 #undef X
 #define X(name) PyObject *name;
     OBJECTS(X)
 #undef X
 #define X(name) &name,
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOOOOOOOOOOppp", names, OBJECTS(X)
-                                     &has_workers, &has_request_ids, &reads_system_clock))
+                                     &previous, &has_workers, &has_request_ids,
+                                     &reads_system_clock))
         return -1;
 #undef X
     if (!PyObject_TypeCheck(queue, deque_type) || !PyObject_TypeCheck(pending, deque_type)
@@ -775,6 +899,9 @@ hook_init(Hook *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_TypeError, "queue and pending must be deques, watched a dict");
         return -1;
     }
+    self->previous = NO_TIME;
+    if (previous != Py_None && (self->previous = as_time(Py_NewRef(previous))) == NO_TIME)
+        return -1;
 #define X(name) Py_XSETREF(self->name, Py_NewRef(name));
     OBJECTS(X)
 #undef X
@@ -845,12 +972,20 @@ hook_get(Hook *self, void *offset)
     return Py_NewRef(value == NULL ? Py_None : value);
 }
 
+static PyObject *
+hook_get_previous(Hook *self, void *Py_UNUSED(closure))
+{
+    return time_as_object(self->previous);
+}
+
 #define SETTABLE(name)                                                                          \
     {#name, (getter)hook_get, (setter)hook_set, NULL, (void *)offsetof(Hook, name)}
 
 static PyGetSetDef hook_settable[] = {
     SETTABLE(pending),      SETTABLE(carried), SETTABLE(free_blocks),
-    SETTABLE(inner_update), {NULL, NULL, NULL, NULL, NULL},
+    SETTABLE(inner_update),
+    {"previous", (getter)hook_get_previous, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef hook_members[] = {
@@ -863,7 +998,6 @@ static PyMemberDef hook_members[] = {
     READABLE(watched),
     READABLE(queue),
     READABLE(ids),
-    READABLE(previous),
     READABLE(stamp_name),
     READABLE(stamp_clock),
     READABLE(now),
@@ -916,6 +1050,8 @@ PyInit__vllm_hook(void)
     deque_popleft = PyObject_GetAttrString((PyObject *)deque_type, "popleft");
     deque_appendleft = PyObject_GetAttrString((PyObject *)deque_type, "appendleft");
     if (deque_append == NULL || deque_appendleft == NULL || deque_popleft == NULL)
+        return NULL;
+    if (PyType_Ready(&ScheduledType) < 0 || PyType_Ready(&MeasurementType) < 0)
         return NULL;
     PyObject *self = PyModule_Create(&module);
     if (self != NULL && PyModule_AddType(self, &HookType) < 0)

@@ -188,17 +188,12 @@ class Hook:
         try:
             events = decode = None
             computed = output.scheduled_cached_reqs.num_computed_tokens
-            num_reqs = len(output.num_scheduled_tokens)
-            # Those that are not cached are new.
-            if (
-                num_reqs != len(computed)
-                or self.watched
-                or self.carried
-                or output.preempted_req_ids
-            ):
+            total = num_reqs = output.total_num_scheduled_tokens
+            # As many tokens as requests that were in a batch before: one for each, and none is new.
+            if total != len(computed) or self.watched or self.carried or output.preempted_req_ids:
+                num_reqs = len(output.num_scheduled_tokens)
                 events = self.account.follow(output)
             if num_reqs:
-                total = output.total_num_scheduled_tokens
                 length = self.length
                 # What is left, if every decode chunk is 1, is what the prefill chunks are longer.
                 if total - num_reqs != (events[_SURPLUS] if events else 0):
@@ -238,7 +233,7 @@ class Hook:
             pending = self.pending
             if pending and (pending[0][0] is output or self.account.is_late(output)):
                 # From here on no signal handler can take it for a batch without a result.
-                batch = pending.popleft()[1]
+                batch: Any = pending.popleft()[1]
                 batch_id = next(self.ids)
                 is_ours = True
                 # Without events and with decode chunks of 1 only there are no drafts.

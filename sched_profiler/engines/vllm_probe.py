@@ -99,10 +99,10 @@ class Probe:
 
     def put(self, measurement: Measurement) -> None:
         """Hand a batch over to a writer that is not yet there, lags behind, or is closed."""
-        *head, batch, generated, drafts = measurement
+        *head, scheduled, generated, drafts = measurement
+        batch = list(scheduled)
         # A long queue is not to hold a number for each request of each batch.
-        total = [sum(batch[COMPUTED])]
-        batch = (*batch[:COMPUTED], total, *batch[COMPUTED + 1 :])
+        batch[COMPUTED] = [sum(batch[COMPUTED])]
         self._writer.put((*head, batch, generated, drafts))
         self.hook.room = self._writer.room
 
