@@ -50,12 +50,13 @@ docs: $(READY) ## Build the documentation into site/
 .PHONY: bench
 bench: export PYTHONPATH := bench:examples
 bench: export VLLM_LOGGING_LEVEL := ERROR
-bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 20 minutes
+bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, half an hour
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/sink_cost.py
 	$(BIN)/python bench/writer_share.py
-	$(BIN)/python bench/end_to_end.py
+	$(BIN)/python bench/end_to_end.py --layers 2
+	$(BIN)/python bench/end_to_end.py --layers 12
 	$(BIN)/python bench/delivery_rate.py
 	$(BIN)/python bench/validate_rate.py
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 from importlib.resources import files
+from math import isfinite
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import orjson
-from cattrs.gen import make_dict_unstructure_fn
+from cattrs.fns import identity
+from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.orjson import make_converter
 
 from sched_profiler.errors import RecordError, SchemaVersionError, shown
@@ -22,10 +25,19 @@ if TYPE_CHECKING:
 __all__ = ["decode", "encode", "schema"]
 
 _converter = make_converter()
+# What a record holds is what JSON has words for: nothing needs to be converted.
+_AS_IT_IS: dict[str, Any] = {
+    field.name: override(unstruct_hook=identity) for field in attrs.fields(BatchRecord)
+}
 # Only the optional fields have a default, so "omit the default" leaves out exactly the unknown.
-_to_dict = make_dict_unstructure_fn(BatchRecord, _converter, _cattrs_omit_if_default=True)
+_to_dict = make_dict_unstructure_fn(
+    BatchRecord, _converter, _cattrs_omit_if_default=True, **_AS_IT_IS
+)
 _REQUIRED = tuple(f.name for f in attrs.fields(BatchRecord) if f.default is attrs.NOTHING)
 _FLOATS = tuple(f.name for f in attrs.fields(BatchRecord) if f.type in (float, float | None))
+
+_floats_of = attrgetter(*_FLOATS)
+_FLOAT_TYPES = {float, type(None)}
 
 
 def encode(record: BatchRecord) -> bytes:
@@ -38,15 +50,12 @@ def encode(record: BatchRecord) -> bytes:
             that JSON does not have.
     """
     fields = _to_dict(record)
-    for name in _FLOATS:
-        value = fields.get(name)
-        if value is None:
-            continue
-        if type(value) is not float:
-            value = fields[name] = _as_float(name, value)
-        # NaN - NaN and inf - inf are not 0; this is the cheapest test of both.
-        if value - value != 0:
-            raise RecordError(f"{name} is {value}; a log holds finite numbers only")
+    floats = _floats_of(record)
+    # NaN or infinity make the sum so. A sum may overflow without them: then each is looked at.
+    if not _FLOAT_TYPES.issuperset(map(type, floats)) or not isfinite(sum(filter(None, floats))):
+        for name, value in zip(_FLOATS, floats, strict=True):
+            if value is not None:
+                fields[name] = _as_float(name, value)
     try:
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:
@@ -55,9 +64,12 @@ def encode(record: BatchRecord) -> bytes:
 
 def _as_float(name: str, value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise RecordError(f"{name} is {shown(value)}; expected a number") from None
+    if not isfinite(number):
+        raise RecordError(f"{name} is {number}; a log holds finite numbers only")
+    return number
 
 
 def decode(line: bytes | str) -> BatchRecord:

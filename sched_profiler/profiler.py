@@ -17,7 +17,13 @@ from sched_profiler.boundary import Boundary
 from sched_profiler.clock import SYSTEM_CLOCK, Clock
 from sched_profiler.lifetime import hook_signals
 from sched_profiler.manifest import Run
-from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics, converted
+from sched_profiler.record import (
+    SCHEMA_VERSION,
+    BatchRecord,
+    chunk_statistics,
+    converted,
+    mean_chunk,
+)
 from sched_profiler.sinks.base import RunSink
 from sched_profiler.writer import BackgroundWriter, DirectWriter, Writer
 
@@ -404,5 +410,5 @@ def _chunks(prefill: list[int], decode: list[int]) -> dict[str, Any]:
         "avg_prefill_chunk_size": average,
         "max_prefill_chunk_size": largest,
         "min_prefill_chunk_size": smallest,
-        "avg_decode_chunk_size": chunk_statistics(decode)[0],
+        "avg_decode_chunk_size": mean_chunk(num_decode_tokens, len(decode)),
     }

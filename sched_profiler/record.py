@@ -18,7 +18,7 @@ from sched_profiler.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SCHEMA_VERSION", "BatchRecord", "chunk_statistics", "converted"]
+__all__ = ["SCHEMA_VERSION", "BatchRecord", "chunk_statistics", "converted", "mean_chunk"]
 
 SCHEMA_VERSION = 1
 """Version of the record layout that this package writes."""
@@ -265,4 +265,9 @@ def chunk_statistics(chunks: Sequence[int]) -> tuple[float | None, int | None, i
     """
     if not chunks:
         return None, None, None
-    return round(sum(chunks) / len(chunks), 2), max(chunks), min(chunks)
+    return mean_chunk(sum(chunks), len(chunks)), max(chunks), min(chunks)
+
+
+def mean_chunk(num_tokens: int, num_chunks: int) -> float | None:
+    """Return the mean of so many chunks (rounded to 2 decimals), `None` of none."""
+    return round(num_tokens / num_chunks, 2) if num_chunks else None
