@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
 _NS_PER_MS = 1_000_000
-_LAST_WAIT_S = 0.005
+_LAST_WAIT_S = 0.1
 
 # Plain tuples, for their speed; all times are ns of the monotonic clock.
 Scheduled = tuple[Any, ...]
