@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TeeSink"]
 
-_CLOSE_S = 2.0
+_CLOSE_S = 4.0
 _GRACE_S = 0.1
 """Time for the others to end before the log says in its manifest what they lack."""
 
@@ -76,7 +76,7 @@ class TeeSink:
         self._hand_over()
 
     def close(self) -> None:
-        """Close all of them, the log once the others had 0.1 s; they get 2 s together.
+        """Close all of them, the log once the others had 0.1 s; they get 4 s together.
 
         What each of them lacks then is told in the log.
         """
