@@ -29,6 +29,7 @@ from sched_profiler.errors import (
     SettingError,
     UploadError,
     install_command,
+    printable,
 )
 from sched_profiler.log_names import LogNames, fill, placeholder_values
 from sched_profiler.manifest import parse_manifest
@@ -345,6 +346,8 @@ def _last_run(log: Path) -> Iterator[Finding]:
             f"{run.run_id}, process {run.pid} on {run.host}, wrote {run.num_written_records} "
             f"records and dropped {run.num_dropped_records}; its end: {run.end}"
         )
+        for sink, number in run.num_missing_elsewhere.items():
+            text += f"; {number} records did not reach {printable(sink)}"
         if run.num_dropped_records:
             remedy = "sched-profiler verify, with the log, says which are missing"
             yield Finding("last run", "warning", text, remedy)

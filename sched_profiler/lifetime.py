@@ -22,14 +22,16 @@ __all__ = ["at_process_end", "hook_signals"]
 class _LastActions(NamedTuple):
     close: Callable[[], object]
     hurry: Callable[[], object]
+    wake: Callable[[], object]
 
 
 _registered: list[_LastActions] = []
 _hooked_in: int | None = None
+_heard_at: int | None = None
 
 
 def at_process_end(
-    close: Callable[[], object], *, hurry: Callable[[], object]
+    close: Callable[[], object], *, hurry: Callable[[], object], wake: Callable[[], object]
 ) -> Callable[[], None]:
     """Call `close` once before this process ends; return a function that takes that back.
 
@@ -38,9 +40,12 @@ def at_process_end(
     somebody handles SIGTERM or SIGINT, how the process goes on is theirs to decide, and often
     someone else's to cut short: then `hurry` is called right after their handler, and must not
     wait: the process has other things to do now. SIGKILL runs nothing.
+
+    Python runs a handler when the main thread is back from native code, such as a step of a model,
+    and by then the process may have been killed. So `wake` is called at once, on another thread.
     """
     _hook_process_end()
-    actions = _LastActions(close, hurry)
+    actions = _LastActions(close, hurry, wake)
     _registered.append(actions)
 
     def take_back() -> None:
@@ -62,6 +67,7 @@ def _hook_process_end() -> None:
         atexit.register(_close_all)
         # Any priority will do: it makes multiprocessing run this before it leaves by os._exit.
         Finalize(None, _close_all, exitpriority=0)
+        _hear_signals()
     hook_signals()
 
 
@@ -87,6 +93,31 @@ def _hook_signal(signum: signal.Signals) -> None:
         and not isinstance(previous, _HurryAfter)
     ):
         signal.signal(signum, _HurryAfter(previous))
+
+
+def _hear_signals() -> None:
+    """Hear of signals that the main thread cannot take yet, unless somebody else does."""
+    global _heard_at  # noqa: PLW0603 - there is one such place in a process
+    if threading.current_thread() is not threading.main_thread():
+        return
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    # What a parent of ours listened to before it forked is not for us.
+    if before not in (-1, _heard_at):
+        signal.set_wakeup_fd(before)
+        os.close(hear)
+        os.close(tell)
+        return
+    _heard_at = tell
+    threading.Thread(target=_hear, args=(hear,), name="sched-profiler-signals", daemon=True).start()
+
+
+def _hear(file: int) -> None:
+    while heard := os.read(file, 64):
+        if signal.SIGTERM in heard or signal.SIGINT in heard:
+            for actions in _registered.copy():
+                actions.wake()
 
 
 class _HurryAfter:

@@ -268,8 +268,8 @@ def _in_store(url: str) -> list[LogFile]:
     if len(sizes) != 1:
         paths = [path for path in paths if _is_log(path)]
     if not paths:
-        raise LogError(
-            f"{store.url} holds no log (*.jsonl, *.jsonl.gz, *.jsonl.zst); "
-            "check the bucket and the prefix"
-        )
+        remedy = "check the bucket and the prefix"
+        if any(map(_is_manifest, sizes)):
+            remedy = "a run there has not uploaded its first part yet: try again in a minute"
+        raise LogError(f"{store.url} holds no log (*.jsonl, *.jsonl.gz, *.jsonl.zst); {remedy}")
     return [LogFile(store.name(path), sizes[path], path, store) for path in _without_twins(paths)]

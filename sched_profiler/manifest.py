@@ -10,7 +10,7 @@ import copy
 import os
 import platform
 import socket
-from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, get_args, get_origin, get_type_hints
 
 import attrs
 import orjson
@@ -79,6 +79,11 @@ class RunManifest:
     num_removed_records: int = _field(
         "Written records that gave way to a limit of size or count.", default=0
     )
+    num_missing_elsewhere: dict[str, int] = _field(  # noqa: RUF009 - attrs makes a dict for each
+        "Records that other sinks of the run had not brought home when this was written, by the "
+        "names of their classes; those that had them all are left out.",
+        factory=dict,
+    )
     host: str = _field("Name of the machine.")
     pid: int = _field("Process that wrote the log.")
     python_version: str = _field("Version of Python.")
@@ -124,6 +129,7 @@ class Run:
         dp_rank: data-parallel rank of the engine, if it has one.
         facts: what the engine told.
         num_dropped: returns how many batches have no record so far.
+        missing_elsewhere: returns how many records other sinks of the run lack, by their names.
     """
 
     def __init__(
@@ -145,6 +151,13 @@ class Run:
             name: _checked(name, value) for name, value in facts.items() if value is not None
         }
         self.num_dropped = num_dropped
+        self.missing_elsewhere: Callable[[], dict[str, int]] = dict
+
+    def with_others(self, missing: Callable[[], dict[str, int]]) -> Run:
+        """Return the same run for the log of several sinks, the others of which lack so many."""
+        run = copy.copy(self)
+        run.missing_elsewhere = missing
+        return run
 
     def with_losses(self, num_lost: Callable[[], int]) -> Run:
         """Return the same run for one of several sinks, which has lost so many records more."""
@@ -222,8 +235,16 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
                 raise LogError(f"{name} is no run manifest: it lacks {field.name}")
             continue
         value = fields[field.name]
-        kinds: tuple[Any, ...] = getattr(field.type, "__args__", (field.type,))
-        if type(value) not in kinds and not (type(value) is int and float in kinds):
+        if not _has_type(value, field.type):
             raise LogError(f"{name} is no run manifest: {field.name} is {shown(value)}")
         known[field.name] = value
     return RunManifest(**known)
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is dict:
+        # The names of a JSON object are strings.
+        (_, of_values) = get_args(kind)
+        return type(value) is dict and all(_has_type(item, of_values) for item in value.values())
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)

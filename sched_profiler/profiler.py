@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
 _NS_PER_MS = 1_000_000
-_LAST_WAIT_S = 0.005
+_LAST_WAIT_S = 0.1
 
 # Plain tuples, for their speed, or what gives one when it is iterated. All times are ns of the
 # monotonic clock.

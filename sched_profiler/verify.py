@@ -3,7 +3,8 @@
 A batch gets its `batch_id` before any queue, so a record that is missing leaves a gap. A gap is
 explained where the run itself counted it: as dropped (no record could be written) or as removed (it
 gave way to a limit of size or count). The manifest of the run tells both, and also what is missing
-after the last record.
+after the last record. Of a run that lives and writes to a store, that is not missing but on its
+way: it waits in the spool of its machine.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sched_profiler.clock import SYSTEM_CLOCK
 from sched_profiler.errors import printable
 from sched_profiler.log_files import find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
 from sched_profiler.reader import Tally, decode_block, empty_error, read_blocks
+from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
 
 __all__ = ["Report", "RunReport", "verify"]
+
+_ALIVE_S = 600.0
+"""For so long after its last sign of life a run without an end may yet upload what it wrote."""
 
 
 class _Ranges:
@@ -84,7 +90,9 @@ class RunReport:
         dp_rank: data-parallel rank of the engine; None where unknown.
         num_records: batches with a record in the logs, each counted once.
         num_duplicates: records of a batch that another record in the logs is of as well.
-        num_missing: batches that were scheduled and have no record in the logs.
+        num_waiting: batches after the last record that a run which lives has written and not
+            uploaded yet.
+        num_missing: other batches that were scheduled and have no record in the logs.
         num_dropped: batches of which the run says that it wrote no record.
         num_removed: records of which the run says that they gave way to a limit.
         num_unexplained: missing batches that are neither dropped nor removed.
@@ -98,6 +106,7 @@ class RunReport:
     dp_rank: int | None
     num_records: int
     num_duplicates: int
+    num_waiting: int
     num_missing: int
     num_dropped: int
     num_removed: int
@@ -132,8 +141,8 @@ class Report:
 
     def __str__(self) -> str:
         """Return the report as a table, and below it the gaps that nothing accounts for."""
-        header = ("run", "rank", "records", "duplicated", "missing", "dropped", "removed")
-        rows: list[tuple[str, ...]] = [(*header, "unexplained", "end")]
+        header = ("run", "rank", "records", "duplicated", "waiting", "missing", "dropped")
+        rows: list[tuple[str, ...]] = [(*header, "removed", "unexplained", "end")]
         rows += [_row(run) for run in self.runs]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -160,6 +169,7 @@ def _row(run: RunReport) -> tuple[str, ...]:
     numbers = (
         run.num_records,
         run.num_duplicates,
+        run.num_waiting,
         run.num_missing,
         run.num_dropped,
         run.num_removed,
@@ -260,23 +270,32 @@ def _belongs(manifest: RunManifest, logs: tuple[LogPath, ...], names: set[str]) 
     return not named <= names or manifest.log.rpartition("/")[2] in names
 
 
+def _is_on_its_way(manifest: RunManifest) -> bool:
+    """Tell whether what a run wrote may arrive later than the manifest that counts it."""
+    age = SYSTEM_CLOCK.time_ns() / 1e9 - manifest.updated
+    return is_url(manifest.log) and manifest.ended is None and age < _ALIVE_S
+
+
 def _report(seen: _Seen | None, manifest: RunManifest | None) -> RunReport:
     batches = seen.batches if seen else _Ranges()
     num_dropped = seen.num_dropped if seen else 0
-    num_removed = num_expected = 0
+    num_removed = num_expected = num_waiting = 0
     end = "unknown"
     if manifest is not None:
         num_dropped = max(num_dropped, manifest.num_dropped_records)
         num_removed = manifest.num_removed_records
         num_expected = manifest.num_written_records + manifest.num_dropped_records
         end = manifest.end
-    num_missing = max(num_expected, batches.end) - batches.count
+        if _is_on_its_way(manifest):
+            num_waiting = max(0, num_expected - batches.end)
+    num_missing = max(num_expected, batches.end) - batches.count - num_waiting
     source: Any = seen or manifest
     return RunReport(
         run_id=source.run_id,
         dp_rank=source.dp_rank,
         num_records=batches.count,
         num_duplicates=seen.num_duplicates if seen else 0,
+        num_waiting=num_waiting,
         num_missing=num_missing,
         num_dropped=num_dropped,
         num_removed=num_removed,

@@ -230,6 +230,10 @@ class BackgroundWriter:
         self._close_sink_soon = close_sink
         self._wake.put(None)
 
+    def wake(self) -> None:
+        """Write what is there at once; does not wait for it."""
+        self._wake.put(None)
+
     def close(self, timeout: float | None = 10.0) -> bool:
         """Write what is left, close the sink and end the thread; tell whether that went well.
 
@@ -271,7 +275,7 @@ class BackgroundWriter:
     def _start(self) -> None:
         self.room = min(_ROOM, self._capacity)
         self._thread = threading.Thread(target=self._run, name="sched-profiler", daemon=True)
-        self._forget_exit = at_process_end(self._at_end, hurry=self._at_signal)
+        self._forget_exit = at_process_end(self._at_end, hurry=self._at_signal, wake=self.wake)
         self._thread.start()
 
     def _run(self) -> None:

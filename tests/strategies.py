@@ -13,7 +13,7 @@ from sched_profiler.codec import encode
 from sched_profiler.manifest import Run
 from sched_profiler.record import BatchRecord, chunk_statistics
 
-_chunks = st.lists(st.integers(1, 100_000), max_size=40)
+_chunks = st.lists(st.integers(1, 100_000), max_size=40) | st.integers(0, 40).map(lambda n: [1] * n)
 _durations = st.floats(0, 1e7).map(lambda ms: round(ms, 3))
 _counts = st.integers(0, 10**9)
 

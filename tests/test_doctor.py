@@ -16,7 +16,14 @@ import fsspec
 import pytest
 from engine_under_test import serve
 
-from sched_profiler import BatchProfiler, JsonlSink, UploadError
+from sched_profiler import (
+    BatchProfiler,
+    BatchRecord,
+    JsonlSink,
+    MemorySink,
+    TeeSink,
+    UploadError,
+)
 from sched_profiler.cli import main
 from sched_profiler.doctor import Finding, Surroundings, examine
 from sched_profiler.engines.vllm_binding import NEWEST_TESTED
@@ -265,9 +272,15 @@ def test_a_log_whose_sink_cannot_be_made_is_a_problem(tmp_path: Path, url: str, 
 
 
 def test_the_newest_manifest_tells_how_the_last_run_went(tmp_path: Path) -> None:
-    """Batches without a record are a warning."""
+    """Batches without a record are a warning; what another sink lacks is said."""
+
+    class Deaf(MemorySink):
+        def write(self, record: BatchRecord) -> None:
+            raise OSError("no answer")
+
     for number in range(2):
-        profiler = BatchProfiler(JsonlSink(tmp_path / "scheduler_profiling.jsonl"))
+        log = JsonlSink(tmp_path / "scheduler_profiling.jsonl")
+        profiler = BatchProfiler(TeeSink(log, Deaf()))
         serve(profiler, 5)
         if number:
             profiler.writer.drop()
@@ -277,7 +290,10 @@ def test_the_newest_manifest_tells_how_the_last_run_went(tmp_path: Path) -> None
     finding = warning(tmp_path)
     assert finding.subject == "last run"
     assert f"{profiler.run_id}, process {os.getpid()}" in finding.text
-    assert "wrote 5 records and dropped 1; its end: clean" in finding.text
+    assert (
+        "wrote 5 records and dropped 1; its end: clean; 5 records did not reach Deaf"
+        in finding.text
+    )
     manifest.write_text("no manifest")
     assert found(tmp_path) == []
     manifest.unlink()

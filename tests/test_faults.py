@@ -343,7 +343,12 @@ def test_compression_does_not_hold_up_the_writer(
 
 
 def test_no_thread_of_ours_outlives_the_close(tmp_path: Path) -> None:
-    """Neither the writer's nor that which looks after the parts."""
+    """Neither the writer's nor that which looks after the parts.
+
+    The one that hears of signals is the process's, whose first profiler starts it.
+    """
+    with BatchProfiler(JsonlSink(tmp_path / "before.jsonl")) as profiler:
+        serve(profiler, 1)
     rotation = Rotation(part_seconds=60)
     before = set(threading.enumerate())
     with BatchProfiler(JsonlSink(tmp_path / "log.jsonl", rotation=rotation)) as profiler:

@@ -123,6 +123,34 @@ def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 299
 
 
+def test_what_was_finished_at_sigterm_survives_a_sigkill_in_the_middle_of_a_step(
+    tmp_path: Path,
+) -> None:
+    """A model runs in native code, and Python calls no handler until it is through."""
+    done = run(
+        f"{ASLEEP} import hashlib; signal.signal(signal.SIGTERM, lambda *_: None);"
+        " serve(sys.argv[1]);"
+        " threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start();"
+        " threading.Timer(3, os.kill, (os.getpid(), signal.SIGKILL)).start();"
+        " hashlib.pbkdf2_hmac('sha256', b'', b'', 1 << 30)",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 299
+
+
+def test_somebody_who_listens_to_signals_goes_on_doing_so(tmp_path: Path) -> None:
+    """As event loops do; we then hear of them a little later."""
+    done = run(
+        "here, there = os.pipe(); os.set_blocking(there, False); signal.set_wakeup_fd(there);"
+        " signal.signal(signal.SIGTERM, lambda *_: None); serve(sys.argv[1]);"
+        " os.kill(os.getpid(), signal.SIGTERM); print(os.read(here, 9))",
+        tmp_path,
+    )
+    assert done.stdout == f"{bytes([signal.SIGTERM])!r}\n"
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
 def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_path: Path) -> None:
     """The batch in flight is in the log as well, and a second signal finds nothing to do."""

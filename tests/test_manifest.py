@@ -63,6 +63,10 @@ def test_the_schema_has_the_fields_of_the_class_with_its_types() -> None:
         if field.name == "manifest_version":
             assert described["const"] == field.default
             continue
+        if field.name == "num_missing_elsewhere":
+            assert (field.type, described["type"]) == (dict[str, int], "object")
+            assert described["additionalProperties"] == {"type": "integer", "minimum": 0}
+            continue
         kinds = getattr(field.type, "__args__", (field.type,))
         types = described["type"]
         assert (types if isinstance(types, list) else [types]) == [names[kind] for kind in kinds]
@@ -158,15 +162,16 @@ def test_runs_that_share_a_log_have_a_manifest_each(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.run.json"))) == 2
 
 
-def test_what_only_the_log_lost_is_in_its_manifest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_the_log_lost_is_counted_whatever_other_sinks_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several sinks; the records, which reached another one, do not count it."""
+    """In the records that come after it, and in the manifest; a second log counts its own."""
     monkeypatch.setattr("sched_profiler.sinks.jsonl._KEPT_BYTES", 20_000)
     monkeypatch.setattr("sched_profiler.sinks.jsonl._FLUSH_BYTES", 10_000)
     folder, memory = tmp_path / "logs", MemorySink()
     folder.touch()
-    sink = TeeSink(memory, JsonlSink(folder / "log.jsonl"))
+    second = tmp_path / "second"
+    sink = TeeSink(memory, JsonlSink(folder / "log.jsonl"), JsonlSink(second / "log.jsonl"))
     profiler = BatchProfiler(sink, background=False)
     serve(profiler, 100)
     assert not profiler.flush()
@@ -178,14 +183,16 @@ def test_what_only_the_log_lost_is_in_its_manifest(
         profiler.writer.drop()
     assert profiler.close()
     assert [record.batch_id for record in memory.records] == list(range(110))
-    assert profiler.num_dropped_records == 3
-    assert memory.records[-1].num_dropped_records == 0
+    lost = profiler.num_dropped_records
+    assert memory.records[-1].num_dropped_records == lost - 3 > 0
     manifest = manifest_in(folder)
     assert manifest.num_written_records + manifest.num_dropped_records == 113
     (run,) = verify(folder).runs
-    assert run.num_missing == run.num_dropped > 3
+    assert run.num_missing == run.num_dropped == lost
     assert (run.num_unexplained, run.end) == (0, "clean")
-    assert f"{run.num_missing - 3} records did not reach sink JsonlSink" in caplog.text
+    assert manifest_in(second).num_dropped_records == 3
+    (run,) = verify(second).runs
+    assert (run.num_records, run.num_missing, run.num_unexplained) == (110, 3, 0)
 
 
 def test_what_one_of_several_sinks_keeps_back_at_the_end_is_counted(tmp_path: Path) -> None:
@@ -264,6 +271,7 @@ def test_a_manifest_of_a_later_minor_version_is_read() -> None:
         (json.dumps(GOOD | {"manifest_version": 2}), "manifest_version 2 is newer than 1; upgrade"),
         (json.dumps({"run_id": "a"}), "it lacks log"),
         (json.dumps(GOOD | {"pid": "x"}), "pid is 'x'"),
+        (json.dumps(GOOD | {"num_missing_elsewhere": {"A": "1"}}), "num_missing_elsewhere is {'A"),
     ],
 )
 def test_what_is_no_manifest_is_an_error_that_says_why(text: str, message: str) -> None:

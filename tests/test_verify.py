@@ -51,10 +51,10 @@ def test_a_complete_log_is_fine(tmp_path: Path, capsys: Capture) -> None:
     assert main(["verify", str(tmp_path / "log.jsonl")]) == 0
     header, line = capsys.readouterr().out.splitlines()
     assert header.split() == [
-        *("run", "rank", "records", "duplicated", "missing", "dropped"),
+        *("run", "rank", "records", "duplicated", "waiting", "missing", "dropped"),
         *("removed", "unexplained", "end"),
     ]
-    assert line.split() == [profiler.run_id, "2", "30", "0", "0", "0", "0", "0", "clean"]
+    assert line.split() == [profiler.run_id, "2", "30", "0", "0", "0", "0", "0", "0", "clean"]
 
 
 def test_a_gap_that_nothing_explains_is_amiss(tmp_path: Path, capsys: Capture) -> None:

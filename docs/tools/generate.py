@@ -47,7 +47,7 @@ def manifest_table() -> str:
     rows = [["field", "type", "meaning"], ["---"] * 3]
     for field in attrs.fields(RunManifest):
         name = inspect.formatannotation(field.type).replace("str", "string")
-        kind = name.replace(" | None", " or null")
+        kind = name.replace(" | None", " or null").replace("dict[string, int]", "object of int")
         rows.append([f"`{field.name}`", kind, field.metadata["doc"].rstrip(".")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

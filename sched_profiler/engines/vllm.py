@@ -118,7 +118,8 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's to mend
         return None
-    first, *others = sinks.values()
+    # Whatever else keeps a manifest: the log is the one that nothing may hold up.
+    first, *others = (sinks[name] for name in sorted(sinks, key=lambda name: name != "jsonl"))
     profiler = BatchProfiler(
         TeeSink(first, *others, strict=settings.strict) if others else first,
         dp_rank=dp_rank,

@@ -23,8 +23,9 @@ class Sink(Protocol):
     engine exists. All three methods are called from one thread. They may raise: the failure is
     logged once and counted, and a sink that fails several times in a row is switched off. One that
     raises `SinkUnavailableError` is not: it is asked again. A sink may have an attribute
-    `num_unwritten`, the number of records that it took and has not brought home: it then knows
-    better than its caller what a failure has left.
+    `num_unwritten`, the number of records that it took and has not brought home, and `num_lost`,
+    of those that it took and never will: it then knows better than its caller what a failure has
+    left.
     """
 
     def write(self, record: BatchRecord) -> None:

@@ -36,8 +36,12 @@ class GuardedSink:
 
     @property
     def num_lost(self) -> int:
-        """Records that the sink did not take, or took and, now switched off, never brought home."""
-        return self._num_refused + (0 if self._boundary.is_open else self._num_away)
+        """Records that the sink did not take, or took and, now switched off, never brought home.
+
+        And those of which it says itself that it lost them.
+        """
+        never_home = 0 if self._boundary.is_open else self._num_away
+        return self._num_refused + never_home + getattr(self.sink, "num_lost", 0)
 
     def write(self, record: BatchRecord) -> Exception | None:
         """Give it a record; return why it did not take it, if it did not."""

@@ -392,6 +392,7 @@ class JsonlSink:
             num_written_records=self._num_written,
             num_dropped_records=max(num_lost, num_told),
             num_removed_records=self._num_removed,
+            num_missing_elsewhere=run.missing_elsewhere(),
         )
         self._make_folder(names.folder)
         write_manifest(names.manifest, manifest)

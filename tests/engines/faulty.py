@@ -13,24 +13,28 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from offline import engine, forking, prompts
+from s3_server import S3Server
 from vllm import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from sched_profiler import BatchRecord
+from sched_profiler import BatchProfiler, BatchRecord, lifetime
+from sched_profiler.clock import SystemClock
 from sched_profiler.engines.vllm import _log_where_vllm_logs, _start
 from sched_profiler.messages import logger
 from sched_profiler.settings import Settings
+from sched_profiler.store import Store
 
 # All in one batch: where a prompt is cut, vLLM for the CPU knows no seed of a request.
 LENGTHS = [5, 40, 90, 17, 29, 1, 64, 8]
@@ -77,7 +81,7 @@ class Slow(Raising):
     """A sink that takes far longer for a batch than the model."""
 
     def write(self, record: BatchRecord) -> None:
-        time.sleep(0.03)
+        time.sleep(0.02)
 
 
 def raising(_context: object) -> Raising:
@@ -156,41 +160,32 @@ class InProcess:
         self._scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self._closing: list[threading.Thread] = []
 
-    def profile(self, log: str, *sinks: str, **settings: Any) -> Callable[[], Any]:
-        """Make a profiler; return what makes a context in which it profiles the engine."""
+    def profile(self, log: str, *sinks: str, **settings: Any) -> Profiling:
+        """Make a profiler; return the context in which it profiles the engine."""
         before = vars(self._scheduler).copy()
         asked = Settings(enabled=True, log=log, sinks=sinks or ("jsonl",), **settings)
-        close = _start(self._scheduler, asked)
+        close: Any = _start(self._scheduler, asked)
         assert close is not None
-        attached = {
-            name: value for name, value in vars(self._scheduler).items() if name not in before
-        }
-        self._detach(attached)
+        profiling = Profiling(self._scheduler, close.__self__, before)
         self._closing.append(threading.Thread(target=close))
-
-        @contextmanager
-        def profiling() -> Iterator[None]:
-            vars(self._scheduler).update(attached)
-            yield
-            self._detach(attached)
-
         return profiling
 
-    def _detach(self, attached: dict[str, Any]) -> None:
-        for name in attached:
-            delattr(self._scheduler, name)
-
-    def run(self, fault: str, log: str, *sinks: str, **settings: Any) -> None:
+    def run(self, fault: str, log: str, *sinks: str, **settings: Any) -> Profiling:
         """Generate with a fault, and tell the tokens."""
-        with self.profile(log, *sinks, **settings)():
-            tell(fault=fault, tokens=generate(self.llm))
+        with (profiling := self.profile(log, *sinks, **settings)):
+            self.generate(fault)
+        return profiling
 
-    def compare(self, rounds: int, modes: dict[str, Callable[[], Any]]) -> None:
+    def generate(self, fault: str) -> None:
+        """Generate, and tell the tokens."""
+        tell(fault=fault, tokens=generate(self.llm))
+
+    def compare(self, rounds: int, modes: dict[str, AbstractContextManager[Any]]) -> None:
         """Time the same load in each mode, one after the other, again and again; tell s."""
         times: dict[str, list[float]] = {mode: [] for mode in modes}
         for number in range(rounds):
             for mode in list(modes) if number % 2 else reversed(modes):
-                with modes[mode]():
+                with modes[mode]:
                     began = time.perf_counter()
                     generate(self.llm)
                     times[mode].append(time.perf_counter() - began)
@@ -204,27 +199,128 @@ class InProcess:
             thread.join()
 
 
+class Profiling:
+    """Profiles a scheduler while it is entered, again and again.
+
+    Attributes:
+        profiler: what does so.
+    """
+
+    def __init__(self, scheduler: Any, profiler: BatchProfiler, before: dict[str, Any]) -> None:
+        self.profiler = profiler
+        self._scheduler = scheduler
+        now = vars(scheduler)
+        self._attached = {name: now[name] for name in now if name not in before}
+        self.__exit__()
+
+    def __enter__(self) -> BatchProfiler:
+        vars(self._scheduler).update(self._attached)
+        return self.profiler
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._attached:
+            delattr(self._scheduler, name)
+
+
 def in_process(model: str, folder: Path) -> None:
-    """Go through the faults that do not end the process."""
+    """Go through the faults that do not end the process, and compare throughput in them."""
+    seaweed = S3Server(folder / "seaweed")
+    starting = threading.Thread(target=seaweed.start)
+    starting.start()
     one = InProcess(model)
-    tell(fault="not profiled", tokens=generate(one.llm))
+    one.generate("not profiled")
     one.run("none", str(folder / "none.jsonl"))
-    one.run("sink raises", str(folder / "raises.jsonl"), "raising", "jsonl")
-    one.run("sink is slow", str(folder / "slow.jsonl"), "jsonl", "slow")
-    one.run("sink hangs", str(folder / "hangs.jsonl"), "jsonl", "hanging")
-    for name in ("read-only", "full"):
-        # Small disks of the test, if it may mount any.
-        if (folder / name).exists():
-            one.run(name, str(folder / name / "log.jsonl"))
+    modes: dict[str, AbstractContextManager[Any]] = {
+        "not profiled": contextlib.nullcontext(),
+        "well": one.profile(str(folder / "well.jsonl")),
+        "sink raises": one.run("sink raises", str(folder / "raises.jsonl"), "raising", "jsonl"),
+        "sink is slow": one.run("sink is slow", str(folder / "slow.jsonl"), "jsonl", "slow"),
+        "sink hangs": one.run("sink hangs", str(folder / "hangs.jsonl"), "jsonl", "hanging"),
+    }
+    queue = modes["queue is full"] = one.profile(str(folder / "queue.jsonl"))
+    # There is no setting for it.
+    queue.profiler.writer._capacity = 4  # type: ignore[attr-defined]
+    with queue:
+        one.generate("queue is full")
+    disks(one, folder, modes)
+    fork(one, folder)
+    clock(one, folder)
+    starting.join()
     with socket.create_server(("127.0.0.1", 0)) as deaf, storage() as url:
-        remote(one, folder, deaf.getsockname()[1], url)
+        remote(one, folder, seaweed, modes)
+        hanging_store(one, folder, deaf.getsockname()[1], modes)
+        one.compare(8, modes)
+        refusals(one, folder, url)
+        # The clients that are to reach it at last have known its address for long.
         one.finish()
     for path, content in _Storage.objects.items():
         (folder / "uploaded" / Path(path).name).write_bytes(content)
+    os.environ |= seaweed.environ
+    for path in (client := seaweed.client()).glob("bucket/restarted/*"):
+        client.get_file(path, str(folder / "restarted-uploaded" / Path(path).name))
+    seaweed.kill()
 
 
-def remote(one: InProcess, folder: Path, deaf: int, url: str) -> None:
-    """Go through what storage does, and compare throughput meanwhile."""
+def disks(one: InProcess, folder: Path, modes: dict[str, AbstractContextManager[Any]]) -> None:
+    """Go through what a disk does."""
+    # Small disks of the test, if it may mount any.
+    if (folder / "full").exists():
+        modes["disk is full"] = one.run("disk is full", str(folder / "full" / "log.jsonl"))
+        one.run("disk is read-only", str(folder / "read-only" / "log.jsonl"))
+        hog = folder / "freed" / "hog"
+        hog.write_bytes(b"x" * (60 << 10))
+        log = str(folder / "freed" / "log.jsonl")
+        with one.profile(log), heard(f"[Errno 28] No space left on device: '{log}'") as full:
+            one.generate("disk gets full")
+            assert full.wait(60)
+            with heard(f"{log} can be written again") as freed:
+                hog.unlink()
+                one.generate("disk has room again")
+                assert freed.wait(60)
+    logs = folder / "removed"
+    with one.profile(str(logs / "log.jsonl")) as profiler:
+        one.generate("folder is there")
+        assert profiler.flush(60)
+        removing = threading.Timer(0.02, lambda: shutil.rmtree(logs.rename(folder / "away")))
+        removing.start()
+        one.generate("folder is removed")
+        removing.join()
+        one.generate("folder was removed")
+
+
+def fork(one: InProcess, folder: Path) -> None:
+    """Fork in the middle, and let the child do what it does at its end."""
+    with one.profile(str(folder / "fork.jsonl")):
+        one.generate("before a fork")
+        child = multiprocessing.get_context("fork").Process(target=lifetime._close_all)
+        child.start()
+        one.generate("after a fork")
+        child.join()
+        assert child.exitcode == 0
+
+
+def clock(one: InProcess, folder: Path) -> None:
+    """Step the wall clock back by an hour, as far as this process is concerned."""
+    seconds, nanoseconds = time.time, time.time_ns
+    with one.profile(str(folder / "clock.jsonl")) as profiler:
+        one.generate("before the clock is set back")
+        assert profiler.flush(60)
+        time.time = lambda: seconds() - 3600
+        time.time_ns = lambda: nanoseconds() - 3600 * 10**9
+        SystemClock.time_ns = staticmethod(time.time_ns)  # type: ignore[assignment]  # as the real one
+        one.generate("after the clock was set back")
+        assert profiler.flush(60)
+    time.time, time.time_ns = seconds, nanoseconds
+    SystemClock.time_ns = staticmethod(nanoseconds)
+
+
+def remote(
+    one: InProcess,
+    folder: Path,
+    seaweed: S3Server,
+    modes: dict[str, AbstractContextManager[Any]],
+) -> None:
+    """Go through what a real server does: no credentials, no bucket, killed and started again."""
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "planted-access-key-id",
         "AWS_SECRET_ACCESS_KEY": "planted-secret-key",
@@ -233,40 +329,74 @@ def remote(one: InProcess, folder: Path, deaf: int, url: str) -> None:
         "AWS_MAX_ATTEMPTS": "1",
     }
 
-    def store(name: str) -> Callable[[], Any]:
-        return one.profile(f"s3://bucket/{name}/", spool=str(folder / name), part_seconds=1)
+    os.environ["AWS_ENDPOINT_URL"] = seaweed.url
+    for fault, bucket in (("credentials are wrong", "bucket"), ("bucket is missing", "no-such")):
+        name = fault.partition(" ")[0]
+        modes[fault] = one.profile(
+            f"s3://{bucket}/{name}/", spool=str(folder / name), part_seconds=1
+        )
+        with modes[fault], heard(f"records wait in {folder / name}") as refused:
+            one.generate(fault)
+            assert refused.wait(60)
+        os.environ |= seaweed.environ
+    began = threading.Event()
+    put = Store.put
 
+    def put_and_tell(self: Store, file: Path, name: str) -> None:
+        if "/restarted/" in self.url:
+            began.set()
+        put(self, file, name)
+
+    Store.put = put_and_tell  # type: ignore[method-assign]
+    waits, again = f"records wait in {folder / 'restarted'}", "s3://bucket/restarted/ is reached"
+    with store(one, folder, "restarted"), heard(waits) as waiting, heard(again) as reached:
+        one.generate("store is well")
+        assert began.wait(60)
+        seaweed.kill()
+        one.generate("store is killed")
+        assert waiting.wait(60)
+        seaweed.start()
+        one.generate("store is started again")
+        assert reached.wait(60)
+    Store.put = put  # type: ignore[method-assign]
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-    with store("gone")():
-        tell(fault="store is gone", tokens=generate(one.llm))
-        time.sleep(1.5)  # it is asked meanwhile
+    modes["store is gone"] = store(one, folder, "gone")
+    with modes["store is gone"], heard(f"records wait in {folder / 'gone'}") as asked:
+        one.generate("store is gone")
+        assert asked.wait(60)
+
+
+def store(one: InProcess, folder: Path, name: str) -> Profiling:
+    """Profile into a bucket."""
+    return one.profile(f"s3://bucket/{name}/", spool=str(folder / name), part_seconds=1)
+
+
+def hanging_store(
+    one: InProcess, folder: Path, deaf: int, modes: dict[str, AbstractContextManager[Any]]
+) -> None:
+    """Send to a server that takes connections and says nothing."""
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{deaf}"
-    deaf_store = store("deaf")
-    with deaf_store():
-        tell(fault="store hangs", tokens=generate(one.llm))
-        time.sleep(1.5)
-    well, hanging = str(folder / "well.jsonl"), str(folder / "hanging.jsonl")
-    one.compare(
-        12,
-        {
-            "not profiled": contextlib.nullcontext,
-            "well": one.profile(well),
-            "sink hangs": one.profile(hanging, "hanging"),
-            "store hangs": deaf_store,
-        },
-    )
+    modes["store hangs"] = store(one, folder, "deaf")
+    with modes["store hangs"]:
+        one.generate("store hangs")
+        time.sleep(1.5)  # it is asked meanwhile
+
+
+def refusals(one: InProcess, folder: Path, url: str) -> None:
+    """Go through what a server says that is busy, or wants other credentials."""
     os.environ["AWS_ENDPOINT_URL"] = url
     for fault, refusal in (
         ("store throttles", (503, "SlowDown")),
         ("credentials have expired", (400, "ExpiredToken")),
     ):
         _Storage.refusal = refusal
-        with store(refusal[1])(), heard(f"records wait in {folder / refusal[1]}") as refused:
-            tell(fault=fault, tokens=generate(one.llm))
+        waits = f"records wait in {folder / refusal[1]}"
+        with store(one, folder, refusal[1]), heard(waits) as refused:
+            one.generate(fault)
             assert refused.wait(60)
             _Storage.refusal = None
-            tell(fault=f"{fault}, and no longer", tokens=generate(one.llm))
+            one.generate(f"{fault}, and no longer")
 
 
 @contextmanager
@@ -276,7 +406,7 @@ def heard(message: str) -> Iterator[threading.Event]:
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if message in record.getMessage():
+            if message in f"{record.getMessage()} {record.exc_text}":
                 event.set()
 
     ear = Ear()
@@ -301,16 +431,26 @@ class Counting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
 
 
 def workers(model: str, folder: Path) -> None:
-    """Kill an engine core under load; then serve until somebody interrupts."""
-    llm = served(model, folder, "killed")
+    """Put two engines under load that have the same log, and kill the core of the first.
+
+    The second serves until somebody interrupts.
+    """
+    first = served(model, folder, "killed")
     (core,) = (child for child in multiprocessing.active_children() if "EngineCore" in child.name)
+    second = served(model, folder, "interrupted")
     # Whether vLLM notices in the end that its core is gone is its affair.
-    threading.Thread(target=serve_for_ever, args=(llm,), daemon=True).start()
-    while (folder / "killed.batches").read_bytes().count(b"\n") < 400:
-        time.sleep(0.05)
+    serving = [
+        threading.Thread(target=serve_for_ever, args=(llm,), daemon=True) for llm in (first, second)
+    ]
+    for thread in serving:
+        thread.start()
+    for name in ("killed", "interrupted"):
+        while (folder / f"{name}.batches").read_bytes().count(b"\n") < 400:
+            time.sleep(0.05)
     core.kill()
     core.join()
-    serve_for_ever(served(model, folder, "interrupted"))
+    tell(killed=True)
+    serving[1].join()
 
 
 def served(model: str, folder: Path, name: str) -> Any:

@@ -1,22 +1,32 @@
-"""An OpenTelemetry collector gets the metrics: OTLP over real HTTP, decoded as a collector does."""
+"""An OpenTelemetry collector gets the metrics: OTLP over real HTTP.
+
+Most tests decode it as a collector does; one has a real one between, which passes on what it takes.
+"""
 
 from __future__ import annotations
 
 import gzip
 import logging
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from engine_under_test import serve, until
+from machine import lacks
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from s3_server import free_ports
 
-from sched_profiler import Sink
+from sched_profiler import BatchProfiler, Sink
 from sched_profiler.sinks.metrics import METRICS
 from sched_profiler.sinks.opentelemetry import OpenTelemetrySink
 from sched_profiler.testing import SinkContract, make_record
@@ -133,6 +143,56 @@ def test_the_collector_gets_histograms_and_gauges(collector: Collector) -> None:
     # Unknown is no zero.
     assert "sched_profiler.idle_duration" not in metrics
     assert metrics["sched_profiler.queue_duration"].histogram.data_points[0].count == 2
+
+
+@pytest.fixture
+def real_collector(collector: Collector, tmp_path: Path) -> Iterator[str]:
+    """Run a collector of somebody else's that passes on what it gets; return its address."""
+    package = find_spec("rotel")
+    if package is None or package.origin is None:
+        lacks("there is no rotel for this system")
+    http, grpc = free_ports(2)
+    with (tmp_path / "printed").open("wb") as printed:
+        process = subprocess.Popen(
+            [
+                *(str(Path(package.origin).with_name("rotel-agent")), "start"),
+                *("--otlp-http-endpoint", f"127.0.0.1:{http}"),
+                *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc}"),
+                *("--exporter", "otlp", "--otlp-exporter-protocol", "http"),
+                *("--otlp-exporter-endpoint", collector.url),
+            ],
+            stdout=printed,
+            stderr=printed,
+        )
+    try:
+        until(lambda: is_open(http), 60)
+        yield f"http://127.0.0.1:{http}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_open(port: int) -> bool:
+    """Tell whether somebody answers there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_real_collector_takes_every_metric_and_passes_it_on(
+    collector: Collector, real_collector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its rank, also at the end of an engine."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", real_collector)
+    with BatchProfiler(OpenTelemetrySink(), dp_rank=3, token_budget=8192) as profiler:
+        serve(profiler, 50)
+    until(lambda: collector.requests, 60)
+    metrics = {metric.name: metric for metric in collector.metrics()}
+    (point,) = metrics["sched_profiler.schedule_duration"].histogram.data_points
+    assert point.count == 50
+    assert [(a.key, a.value.int_value) for a in point.attributes] == [("dp_rank", 3)]
+    (gauge,) = metrics["sched_profiler.token_budget"].gauge.data_points
+    assert (gauge.as_int or gauge.as_double) == 8192
+    assert len(metrics) > 10
 
 
 def test_it_sends_at_the_pace_that_opentelemetrys_variable_says(

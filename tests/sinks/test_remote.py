@@ -137,6 +137,37 @@ def test_the_spool_is_for_nobody_else_and_files_follow_the_umask(
         os.umask(before)
 
 
+def test_what_a_live_run_has_not_uploaded_yet_is_on_its_way(
+    tmp_path: Path,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is not missing, unless the run gives no sign of life for long: its machine may be lost."""
+    monkeypatch.setattr(remote, "_MANIFEST_S", 0.0)
+    rotation = Rotation(part_bytes=50_000, part_seconds=3600)
+    url = "s3://bucket/live/"
+    with BatchProfiler(RemoteSink(url, spool=tmp_path, rotation=rotation)) as profiler:
+        serve(profiler, 1)
+        assert profiler.flush(30)
+        until(lambda: s3.client().glob("bucket/live/*.run.json"), 60)
+        assert main(["verify", url]) == 2
+        assert "has not uploaded its first part yet" in capsys.readouterr().err
+        serve(profiler, 299)
+        assert profiler.flush(30)
+        until(lambda: s3.client().glob("bucket/live/*.jsonl"), 60)
+        until(lambda: verify(url).runs[0].num_waiting > 0, 60)
+        (run,) = verify(url).runs
+        assert run.num_records + run.num_waiting == 300
+        assert (run.num_missing, run.num_unexplained, run.end) == (0, 0, "none")
+        assert main(["verify", url]) == 0
+        monkeypatch.setattr("sched_profiler.verify._ALIVE_S", 0.0)
+        assert verify(url).num_unexplained == run.num_waiting
+        assert main(["verify", url]) == 1
+    (run,) = verify(url).runs
+    assert (run.num_records, run.num_waiting, run.num_missing, run.end) == (300, 0, 0, "clean")
+
+
 def test_the_oldest_parts_give_way_when_the_spool_is_full(
     tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture, impatient: None
 ) -> None:
