@@ -268,7 +268,7 @@ def test_a_long_log_shows_progress_on_a_terminal(
     log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And takes it away at the end."""
-    monkeypatch.setattr("sched_profiler.cli._LONG_LOGS_BYTES", 1)
+    monkeypatch.setattr("sched_profiler.cli.terminal._LONG_LOGS_BYTES", 1)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["analyze", str(log)]) == 0
     assert capsys.readouterr().err == "\rreading 100%\r            \r"

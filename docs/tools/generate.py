@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measured
 
 from sched_profiler import BatchRecord, RunManifest
+from sched_profiler.cli import COMMANDS
 from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -125,13 +126,11 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,
-    "help analyze": functools.partial(command_help, "analyze"),
-    "help verify": functools.partial(command_help, "verify"),
-    "help validate": functools.partial(command_help, "validate"),
-    "help upload": functools.partial(command_help, "upload"),
-    "help doctor": functools.partial(command_help, "doctor"),
     "manifest fields": manifest_table,
     "metrics": metric_table,
+}
+GENERATORS |= {
+    f"help {command.name}": functools.partial(command_help, command.name) for command in COMMANDS
 }
 
 
