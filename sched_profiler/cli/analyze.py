@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sched_profiler.analysis import Summary
+    from sched_profiler.analysis import Finding, Summary
 
 __all__ = ["COMMAND"]
 
@@ -29,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write six charts, overview.png and summary.json into this folder",
     )
-    add_json(parser, "summary")
+    add_json(parser, "summary and the findings")
     add_skip_invalid(parser)
 
 
@@ -39,9 +40,11 @@ def _run(options: argparse.Namespace) -> bool:
     with progress(options.logs) as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     summary = analysis.summarize(df)
+    findings = analysis.find_anomalies(df, analysis.load_manifests(*options.logs))
+    data = _to_json(summary, findings)
     # Before anything is printed: whoever reads may stop in the middle.
-    written = [] if options.out is None else _write_files(options.out, df, summary)
-    print(summary.to_json() if options.json else summary)
+    written = [] if options.out is None else _write_files(options.out, df, data)
+    print(data if options.json else _to_text(summary, findings))
     if written:
         listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
@@ -49,8 +52,20 @@ def _run(options: argparse.Namespace) -> bool:
     return True
 
 
-def _write_files(folder: Path, df: pd.DataFrame, summary: Summary) -> list[Path]:
-    """Write charts and summary into a folder, and return their paths."""
+def _to_json(summary: Summary, findings: list[Finding]) -> str:
+    found = [finding.to_dict() for finding in findings]
+    return json.dumps(summary.to_dict() | {"findings": found}, indent=2, allow_nan=False)
+
+
+def _to_text(summary: Summary, findings: list[Finding]) -> str:
+    if not findings:
+        return f"{summary}\n\nno findings"
+    number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    return "\n\n".join([str(summary), number, *map(str, findings)])
+
+
+def _write_files(folder: Path, df: pd.DataFrame, data: str) -> list[Path]:
+    """Write charts and the summary as JSON into a folder, and return their paths."""
     from sched_profiler import analysis  # noqa: PLC0415 - an extra
 
     charts = {
@@ -70,7 +85,7 @@ def _write_files(folder: Path, df: pd.DataFrame, summary: Summary) -> list[Path]
                 draw(df).savefig(path, format="png", dpi=120)
             written.append(folder / name)
         with whole_file(folder / "summary.json") as path:
-            path.write_text(summary.to_json() + "\n", encoding="utf-8")
+            path.write_text(data + "\n", encoding="utf-8")
         written.append(folder / "summary.json")
     except OSError as error:
         raise SchedProfilerError(
@@ -81,10 +96,10 @@ def _write_files(folder: Path, df: pd.DataFrame, summary: Summary) -> list[Path]
 
 COMMAND = Command(
     name="analyze",
-    purpose="Sum up logs in numbers and charts.",
+    purpose="Sum up logs in numbers and charts, and say what is wrong.",
     examples="""\
   %(prog)s scheduler_profiling.jsonl
-      print a summary
+      print a summary and what is noteworthy
   %(prog)s scheduler_profiling.jsonl --out report
       also draw charts and write the summary, into the folder report
   %(prog)s rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
