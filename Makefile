@@ -58,6 +58,8 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/delivery_rate.py
 	$(BIN)/python bench/validate_rate.py
+	$(BIN)/python bench/findings.py --real
+	$(BIN)/python bench/compare_coverage.py
 
 .PHONY: fuzz
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
