@@ -13,6 +13,7 @@ from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import __version__
 from sched_profiler.cli import main
+from sched_profiler.cli.terminal import progress
 from sched_profiler.codec import encode
 
 CHARTS = {
@@ -211,17 +212,17 @@ def test_wrong_arguments_are_2_as_well(arguments: list[str], capsys: Capture) ->
     assert "usage:" in capsys.readouterr().err
 
 
-def test_without_pandas_the_error_says_what_to_install(log: Path) -> None:
+def test_without_polars_the_error_says_what_to_install(log: Path) -> None:
     """The base install is for engines and has none."""
     code = (
-        "import sys; sys.modules['pandas'] = None\n"
+        "import sys; sys.modules['polars'] = None\n"
         "from sched_profiler.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = run("-c", code, "analyze", log)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "sched-profiler: analyze needs pandas, which is not installed; "
+        "sched-profiler: analyze needs polars, which is not installed; "
         'install it with: pip install "sched-profiler[analysis]"\n'
     )
 
@@ -231,7 +232,8 @@ def test_nothing_of_the_analysis_is_loaded_before_it_is_needed(module: str) -> N
     """Help must be quick, and engines have no pandas."""
     code = (
         f"import sys, {module}\n"
-        "print(*sorted({'pandas', 'numpy', 'pyarrow', 'matplotlib', 'vllm'} & set(sys.modules)))"
+        "heavy = {'pandas', 'polars', 'numpy', 'pyarrow', 'matplotlib', 'vllm'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     done = run("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "")
@@ -259,19 +261,40 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sched_profiler.analysis.summarize", interrupt)
+    monkeypatch.setattr("sched_profiler.analysis.stats.summarize", interrupt)
     assert main(["analyze", str(log)]) == 130
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_long_log_shows_progress_on_a_terminal(
+def test_work_that_takes_long_shows_progress_on_a_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far it is, how fast, and how long it will take; all is taken away at the end."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    times = iter([0.0, 0.5, 2.0, 2.05, 4.0])
+    with progress("reading", lambda: next(times)) as advance:
+        assert advance is not None
+        for done in (10, 20, 25, 3_000):
+            advance(done * 1_000_000, 4_000_000_000)
+    shown = capsys.readouterr().err.split("\r")
+    assert shown == [
+        "",
+        "reading   0% [........................] 20 of 4,000 MB, 10 MB/s, 6:38 left",
+        "reading  75% [##################......] 3,000 of 4,000 MB, 750 MB/s, 0:01 left",
+        " " * len(shown[2]),
+        "",
+    ]
+
+
+def test_quick_work_and_work_without_a_terminal_show_nothing(
     log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And takes it away at the end."""
-    monkeypatch.setattr("sched_profiler.cli.terminal._LONG_LOGS_BYTES", 1)
+    """A log file of a job is no place for a bar."""
+    with progress("reading") as advance:
+        assert advance is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["analyze", str(log)]) == 0
-    assert capsys.readouterr().err == "\rreading 100%\r            \r"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("start", [["-m", "sched_profiler"], [EXAMPLE]])

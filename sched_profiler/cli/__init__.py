@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sched_profiler import __version__
-from sched_profiler.cli import analyze, doctor, upload, validate, verify
+from sched_profiler.cli import analyze, convert, doctor, upload, validate, verify
 from sched_profiler.errors import SchedProfilerError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     analyze.COMMAND,
+    convert.COMMAND,
     verify.COMMAND,
     validate.COMMAND,
     upload.COMMAND,

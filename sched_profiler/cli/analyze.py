@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
 from sched_profiler.cli.terminal import progress
-from sched_profiler.cli.whole_file import whole_file
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
-    import pandas as pd
-
-    from sched_profiler.analysis import Summary
+    from sched_profiler.analysis import Digest, Summary
 
 __all__ = ["COMMAND"]
 
@@ -29,18 +28,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write six charts, overview.png and summary.json into this folder",
     )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="read on the Dask cluster whose scheduler is there, such as tcp://host:8786",
+    )
     add_json(parser, "summary")
     add_skip_invalid(parser)
 
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("analyze", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
-    with progress(options.logs) as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
-    summary = analysis.summarize(df)
+        from sched_profiler.analysis import scan, summarize  # noqa: PLC0415 - an extra
+    with progress("reading") as advance:
+        if options.dask is None:
+            digest = scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+        else:
+            digest = _scan_on(options, advance)
+    summary = summarize(digest)
     # Before anything is printed: whoever reads may stop in the middle.
-    written = [] if options.out is None else _write_files(options.out, df, summary)
+    written = [] if options.out is None else _write_files(options.out, digest, summary)
     print(summary.to_json() if options.json else summary)
     if written:
         listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
@@ -49,25 +56,35 @@ def _run(options: argparse.Namespace) -> bool:
     return True
 
 
-def _write_files(folder: Path, df: pd.DataFrame, summary: Summary) -> list[Path]:
+def _scan_on(options: argparse.Namespace, advance: Callable[[int, int], None] | None) -> Digest:
+    with needing("--dask", "dask"):
+        from sched_profiler.analysis.cluster import connect, scan_on  # noqa: PLC0415 - an extra
+
+        client = connect(options.dask)
+    with client:
+        return scan_on(client, *options.logs, skip_invalid=options.skip_invalid, progress=advance)
+
+
+def _write_files(folder: Path, digest: Digest, summary: Summary) -> list[Path]:
     """Write charts and summary into a folder, and return their paths."""
-    from sched_profiler import analysis  # noqa: PLC0415 - an extra
+    with needing("--out", "analysis"):
+        from sched_profiler.analysis import plots  # noqa: PLC0415 - an extra
 
     charts = {
-        "overview.png": analysis.plot_overview,
-        "step_times.png": analysis.plot_step_times,
-        "requests.png": analysis.plot_requests,
-        "tokens.png": analysis.plot_tokens,
-        "schedule_histogram.png": analysis.plot_schedule_histogram,
-        "model_run_histogram.png": analysis.plot_model_run_histogram,
-        "schedule_against_model_run.png": analysis.plot_schedule_against_model_run,
+        "overview.png": plots.plot_overview,
+        "step_times.png": plots.plot_step_times,
+        "requests.png": plots.plot_requests,
+        "tokens.png": plots.plot_tokens,
+        "schedule_histogram.png": plots.plot_schedule_histogram,
+        "model_run_histogram.png": plots.plot_model_run_histogram,
+        "schedule_against_model_run.png": plots.plot_schedule_against_model_run,
     }
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():
             with whole_file(folder / name) as path:
-                draw(df).savefig(path, format="png", dpi=120)
+                draw(digest).savefig(path, format="png", dpi=120)
             written.append(folder / name)
         with whole_file(folder / "summary.json") as path:
             path.write_text(summary.to_json() + "\n", encoding="utf-8")
@@ -89,6 +106,8 @@ COMMAND = Command(
       also draw charts and write the summary, into the folder report
   %(prog)s rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
       take several logs together, as data for another program
+  %(prog)s s3://bucket/prefix/ --dask tcp://scheduler:8786
+      read the logs of a fleet on the workers of a cluster
 """,
     add_arguments=_add_arguments,
     run=_run,
