@@ -48,7 +48,7 @@ docs: $(READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: export PYTHONPATH := bench:examples
+bench: export PYTHONPATH := bench:examples:tests
 bench: export VLLM_LOGGING_LEVEL := ERROR
 bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
 	$(BIN)/python bench/hook_cost.py
@@ -58,6 +58,7 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/delivery_rate.py
 	$(BIN)/python bench/validate_rate.py
+	$(BIN)/python bench/analysis_rate.py
 
 .PHONY: fuzz
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour

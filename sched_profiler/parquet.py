@@ -64,8 +64,9 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
                     "`sched-profiler convert` writes"
                 )
             num_rows, total = 0, max(source.metadata.num_rows, 1)
-            wanted = [name for name in columns if name in present]
-            for batch in source.iter_batches(_ROWS, columns=wanted):
+            # Of a newer version, no column can be trusted.
+            wanted = {*columns, "schema_version"} & present
+            for batch in source.iter_batches(_ROWS, columns=sorted(wanted)):
                 yield _checked(pa.Table.from_batches([batch]), file.name, columns, num_rows)
                 num_rows += batch.num_rows
                 tally.num_bytes = already + file.num_bytes * num_rows // total
@@ -76,28 +77,32 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
 
 
 def _checked(table: Any, name: str, columns: Sequence[str], first_row: int) -> Any:
-    found = []
-    for field in (SCHEMA.field(column) for column in columns):
-        if field.name not in table.column_names:
-            found.append(pa.nulls(table.num_rows, field.type))
-            continue
-        column = table[field.name]
-        try:
-            column = column.cast(field.type)
-        except pa.ArrowException:
+    if "schema_version" in table.column_names:
+        newest = pc.max(_column(table, "schema_version", name, first_row)).as_py()
+        if newest is not None and newest > SCHEMA_VERSION:
             raise LogError(
-                f"{name}: the column {field.name} is of {column.type}; expected {field.type}"
-            ) from None
-        if column.null_count and not field.nullable:
-            row = first_row + pc.index(pc.is_null(column), True).as_py() + 1
-            raise LogError(f"row {row} of {name}: {field.name} is null; a record needs it")
-        if field.name == "schema_version" and (pc.max(column).as_py() or 0) > SCHEMA_VERSION:
-            raise LogError(
-                f"{name}: schema_version {pc.max(column)} is newer than {SCHEMA_VERSION}; "
+                f"{name}: schema_version {newest} is newer than {SCHEMA_VERSION}; "
                 "upgrade sched-profiler"
             )
-        found.append(column)
+    found = [_column(table, column, name, first_row) for column in columns]
     return pa.table(found, names=list(columns))
+
+
+def _column(table: Any, column: str, name: str, first_row: int) -> Any:
+    field = SCHEMA.field(column)
+    if column not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
+    values = table[column]
+    try:
+        cast = values.cast(field.type)
+    except pa.ArrowException:
+        raise LogError(
+            f"{name}: the column {column} is of {values.type}; expected {field.type}"
+        ) from None
+    if cast.null_count and not field.nullable:
+        row = first_row + pc.index(pc.is_null(cast), True).as_py() + 1
+        raise LogError(f"row {row} of {name}: {column} is null; a record needs it")
+    return cast
 
 
 def read_parquet_records(file: LogFile, tally: Tally) -> Iterator[BatchRecord]:

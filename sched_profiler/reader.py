@@ -93,7 +93,13 @@ class Block:
         return self.num_lines_before() + self.first_line + index
 
 
-def read_blocks(log: LogPath | LogFile, tally: Tally, span: Span | None = None) -> Iterator[Block]:
+def read_blocks(
+    log: LogPath | LogFile,
+    tally: Tally,
+    span: Span | None = None,
+    *,
+    block_bytes: int | None = None,
+) -> Iterator[Block]:
     """Yield a log in blocks of whole lines, and count in `tally` what was read.
 
     A last line without a line feed is taken for a record if it is complete JSON, and counted as
@@ -103,6 +109,7 @@ def read_blocks(log: LogPath | LogFile, tally: Tally, span: Span | None = None) 
         log: a file, or what stands for several.
         tally: counts the bytes, and the half-written last line.
         span: read these lines only, of a file that is not compressed.
+        block_bytes: how long a block is, about.
 
     Raises:
         LogError: if the log does not exist or cannot be read, or a line is longer than 16 MiB.
@@ -123,7 +130,7 @@ def read_blocks(log: LogPath | LogFile, tally: Tally, span: Span | None = None) 
             stream.seek(span.start - 1)
             stream.readline()
         while True:
-            data = following + _read_lines(stream, span)
+            data = _read_lines(stream, span, following, block_bytes or _BLOCK_BYTES)
             begins_inside = span.end is None or stream.tell() < span.end
             # What comes after an unfinished line was written after that was read.
             following = stream.readline(_TOO_LONG) if data.endswith(b"\n") else b""
@@ -158,13 +165,14 @@ def _without_half_line(data: bytes, tally: Tally) -> bytes:
     return data[:start]
 
 
-def _read_lines(stream: BinaryIO, span: Span) -> bytes:
-    """Read about as much as makes a block, up to the end of a line."""
-    num_bytes = _BLOCK_BYTES
+def _read_lines(stream: BinaryIO, span: Span, already: bytes, num_bytes: int) -> bytes:
+    """Return what was read already and about as much more as is asked for, up to a line's end."""
     if span.end is not None:
         num_bytes = max(0, min(num_bytes, span.end - stream.tell()))
     data = stream.read(num_bytes)
-    return data if not data or data.endswith(b"\n") else data + stream.readline(_TOO_LONG)
+    # Put together once, because it is long.
+    rest = b"" if data.endswith(b"\n") or not data else stream.readline(_TOO_LONG)
+    return b"".join((already, data, rest))
 
 
 def _num_lines(file: LogFile, end: int) -> int:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["read_rows"]
 
+_BLOCK_BYTES = 8 << 20
+"""Long enough that what a block costs by itself does not count."""
+
 
 def read_rows(
     file: LogFile,
@@ -47,5 +50,5 @@ def read_rows(
             assert isinstance(rows, pl.DataFrame)  # noqa: S101 - a table becomes nothing else
             yield rows
         return
-    for block in read_blocks(file, tally, span):
+    for block in read_blocks(file, tally, span, block_bytes=_BLOCK_BYTES):
         yield parse(block, tally, columns, skip_invalid=skip_invalid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sched_profiler.analysis.ahead import ahead
 from sched_profiler.analysis.digest import COLUMNS, Digest
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.log_files import LogPath, find_logs
@@ -39,7 +40,7 @@ def scan(
     total = sum(file.num_bytes for file in files)
     digest, tally = Digest(), Tally()
     for file in files:
-        for rows in read_rows(file, tally, COLUMNS, skip_invalid=skip_invalid):
+        for rows in ahead(read_rows(file, tally, COLUMNS, skip_invalid=skip_invalid)):
             digest.add(rows, file.name)
             if progress:
                 progress(tally.num_bytes, total)

@@ -154,7 +154,7 @@ def test_a_broken_line_deep_in_a_log_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of the line counts from the start of the log, not of a block."""
-    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("sched_profiler.analysis.rows._BLOCK_BYTES", 2_000)
     lines = [encode(record) for record in records(100)]
     lines[70] = lines[70].replace(b'"num_decode_reqs":', b'"num_decode_reqs":-0.5,"x":')
     log = tmp_path / "run.jsonl"
@@ -198,7 +198,7 @@ def test_a_number_too_large_for_its_column_is_an_error(
 
 def test_progress_is_told_how_much_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number grows up to the size of the logs."""
-    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("sched_profiler.analysis.rows._BLOCK_BYTES", 2_000)
     log = write_log(tmp_path / "run.jsonl", records(50))
     seen: list[tuple[int, int]] = []
     load(log, progress=lambda done, total: seen.append((done, total)))
