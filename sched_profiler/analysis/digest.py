@@ -16,6 +16,7 @@ from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.outline import SERIES, Outline
 from sched_profiler.analysis.runs import Run, starts_over
 from sched_profiler.analysis.sketch import Sketch
+from sched_profiler.errors import SchedProfilerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +51,14 @@ COLUMNS = ("batch_id", "run_id", "dp_rank", *_NUMBERS, "prefill_chunk_sizes", "d
 _MS_PER_S = 1_000.0
 
 
-class OverlapError(Exception):
+class OverlapError(SchedProfilerError):
     """Two digests have batches in common, so that merging them would count those twice."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__(
+            "the digests have batches in common; scan their logs together, which counts each once"
+        )
 
 
 @attrs.define
