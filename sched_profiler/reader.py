@@ -20,7 +20,7 @@ from sched_profiler.errors import (
     RecordError,
     SchemaVersionError,
 )
-from sched_profiler.log_files import LogFile, LogPath, find_logs, is_parquet, open_log
+from sched_profiler.log_files import LogFile, LogPath, is_parquet, logs_to_read, open_log
 from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def read_blocks(
         LogError: if the log does not exist or cannot be read, or a line is longer than 16 MiB.
     """
     if not isinstance(log, LogFile):
-        for file in find_logs(log):
+        for file in logs_to_read(log):
             yield from read_blocks(file, tally)
         return
     if is_parquet(log):
@@ -282,7 +282,7 @@ def read_records(
     """
     tally = tally if tally is not None else Tally()
     found = False
-    for file in find_logs(*logs):
+    for file in logs_to_read(*logs):
         for record in file_records(file, tally, skip_invalid=skip_invalid):
             found = True
             yield record

@@ -128,19 +128,14 @@ class Store:
         """Return a path as a URL without credentials."""
         return without_credentials(str(self._opened().unstrip_protocol(path)))
 
-    def now_at(self, path: str) -> str:
-        """Return where a file is that was found at `path`: objects stay where they are."""
-        return path
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading.
+    def open(self, path: str) -> tuple[str, BinaryIO]:
+        """Open a file for reading; return its path as well, for objects stay where they are.
 
         Raises:
             LogError: if it cannot be opened.
         """
         with self._errors(LogError, path):
-            stream: BinaryIO = self._opened().open(path, "rb")
-            return stream
+            return path, self._opened().open(path, "rb")
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:

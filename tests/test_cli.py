@@ -15,6 +15,7 @@ from sched_profiler import __version__
 from sched_profiler.cli import main
 from sched_profiler.cli.terminal import progress
 from sched_profiler.codec import encode
+from sched_profiler.manifest import Run, write_manifest
 
 CHARTS = {
     "model_run_histogram.png",
@@ -368,3 +369,39 @@ def test_without_the_extra_validate_says_what_to_install(log: Path, module: str)
         f"sched-profiler: validate needs {module}, which is not installed; "
         'install it with: pip install "sched-profiler[validate]"\n'
     )
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;x\x07\n\u202eclean\u2028<b>"
+
+
+def test_whatever_is_in_a_log_is_inert_in_what_is_printed(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fields, manifests, names of files and settings: nothing moves a cursor or adds a line."""
+    log = tmp_path / f"{HOSTILE.replace('/', '|')}.jsonl"
+    fields = {"run_id": HOSTILE, "request_ids": [HOSTILE, HOSTILE]}
+    log.write_bytes(encode(batch(1, **fields)) + encode(batch(3, **fields)))
+    run = Run(HOSTILE, dp_rank=None, facts={"model": HOSTILE}, num_dropped=lambda: 0)
+    manifest = run.manifest(log=log.name, started=1.0, updated=2.0)
+    write_manifest(log.with_suffix(".run.json"), manifest)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_bytes(encode(batch(0)).replace(b'"dp_rank":', b'"dp_rank":"\\u001b[2J<b>","x":'))
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", HOSTILE)
+    monkeypatch.setenv("VLLM_SCHEDULER_PROFILING_LOG", str(log))
+    for arguments in (
+        ("analyze", log),
+        ("verify", log),
+        ("verify", tmp_path, "--skip-invalid"),
+        ("validate", log, broken),
+        ("analyze", broken),
+        ("verify", tmp_path / HOSTILE),
+        ("upload", tmp_path),
+        ("doctor",),
+        *((command, log, "--json") for command in ("analyze", "verify", "validate")),
+        ("doctor", "--json"),
+    ):
+        main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        for text in (printed.out, printed.err):
+            assert all(line.isprintable() for line in text.split("\n")), arguments
+            assert not [line for line in text.split("\n") if line.startswith("clean")]

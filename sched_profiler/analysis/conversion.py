@@ -16,7 +16,7 @@ from sched_profiler.analysis.layout import SCHEMA
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.analysis.runs import starts_over
 from sched_profiler.errors import SchedProfilerError
-from sched_profiler.log_files import LogPath, find_logs
+from sched_profiler.log_files import LogPath, find_logs, logs_to_read
 from sched_profiler.parquet import SCHEMA as ARROW_SCHEMA
 from sched_profiler.reader import Tally, empty_error
 from sched_profiler.redact import is_url
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversion", "convert"]
 
-_ROWS = 131_072
+_ROWS = 65_536
 """Rows in a group of a file; in a folder, most rows in a file."""
 _HELD_ROWS = 4 * _ROWS
 """Most rows that are held for all files of a folder together."""
@@ -76,12 +76,11 @@ def convert(
     name = os.fspath(out)
     if is_url(name):
         raise SchedProfilerError(f"{name} is a URL; convert to a file or folder, and copy that")
-    files = find_logs(*logs)
-    total = sum(file.num_bytes for file in files)
+    total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     done, tally = Conversion(), Tally()
 
     def rows_of_all() -> Iterator[pl.DataFrame]:
-        for number, file in enumerate(files):
+        for number, file in enumerate(logs_to_read(*logs)):
             names = _Names(f"{Path(file.name).name.partition('.')[0]}-{number}")
             for rows in read_rows(file, tally, tuple(SCHEMA), skip_invalid=skip_invalid):
                 done.num_records += len(rows)

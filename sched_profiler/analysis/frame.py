@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.analysis.runs import starts_over
-from sched_profiler.log_files import LogPath, find_logs
+from sched_profiler.log_files import LogPath, find_logs, logs_to_read
 from sched_profiler.parquet import SCHEMA
 from sched_profiler.reader import Tally, empty_error
 
@@ -73,11 +73,11 @@ def load(
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
-    files = find_logs(*logs)
-    total = sum(file.num_bytes for file in files)
+    total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     tally = Tally()
-    tables, sources = [], []
-    for source, file in enumerate(files):
+    tables, sources, num_logs = [], [], 0
+    for source, file in enumerate(logs_to_read(*logs)):
+        num_logs += 1
         for rows in read_rows(file, tally, SCHEMA.names, skip_invalid=skip_invalid):
             tables.append(rows.to_arrow().cast(SCHEMA))
             sources.append(np.full(len(rows), source, dtype=np.int32))
@@ -87,7 +87,7 @@ def load(
         raise empty_error(logs, tally)
     frame, num_duplicates = _assemble(tables, np.concatenate(sources))
     frame.attrs = {
-        "num_logs": len(files),
+        "num_logs": num_logs,
         "num_skipped_lines": tally.num_skipped_lines,
         "num_half_written_lines": tally.num_half_written_lines,
         "num_duplicate_batches": num_duplicates,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sched_profiler.analysis.ahead import ahead
 from sched_profiler.analysis.digest import COLUMNS, Digest
 from sched_profiler.analysis.rows import read_rows
-from sched_profiler.log_files import LogPath, find_logs
+from sched_profiler.log_files import LogPath, find_logs, logs_to_read
 from sched_profiler.reader import Tally, empty_error
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ def scan(
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
-    files = find_logs(*logs)
-    total = sum(file.num_bytes for file in files)
+    total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     digest, tally = Digest(), Tally()
-    for file in files:
+    for file in logs_to_read(*logs):
         for rows in ahead(read_rows(file, tally, COLUMNS, skip_invalid=skip_invalid)):
             digest.add(rows, file.name)
             if progress:

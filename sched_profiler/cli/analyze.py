@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress
+from sched_profiler.cli.terminal import progress, say
 from sched_profiler.errors import SchedProfilerError
 from sched_profiler.whole_file import whole_file
 
@@ -50,9 +50,9 @@ def _run(options: argparse.Namespace) -> bool:
     written = [] if options.out is None else _write_files(options.out, digest, summary)
     print(summary.to_json() if options.json else summary)
     if written:
-        listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
-        print(listing, file=sys.stderr if options.json else sys.stdout)
+        stream = sys.stderr if options.json else sys.stdout
+        say("", "wrote", *(f"  {path}" for path in written), stream=stream)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import printable, progress
+from sched_profiler.cli.terminal import progress, say
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> bool:
         if number
     ]
     files = str(done.files[0]) if len(done.files) == 1 else f"{len(done.files)} files"
-    print(printable("; ".join([f"{done.num_records} records in {files}", *left_out])))
+    say("; ".join([f"{done.num_records} records in {files}", *left_out]))
     return True
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from sched_profiler.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["printable", "progress"]
+__all__ = ["progress", "say"]
 
 
-def printable(text: str) -> str:
-    """Return a text without what no terminal takes: control characters, half a surrogate pair."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Print lines, whatever is in them; by default on standard output."""
+    for line in lines:
+        print(printable(line), file=stream)
 
 
 _SILENT_S = 1.0

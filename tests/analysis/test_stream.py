@@ -128,7 +128,7 @@ def digest_of(file: Any, start: int, end: int | None, before: Digest | None = No
     return digest
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=logs(), data=st.data())
 def test_a_digest_is_that_of_its_parts_merged(
     tmp_path: Path, lines: list[BatchRecord], data: st.DataObject
@@ -159,7 +159,7 @@ def test_a_digest_is_that_of_its_parts_merged(
 
 
 @given(cuts=st.sets(st.integers(1, 4000), max_size=5), block=st.sampled_from([1, 100, 10_000]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_line_is_in_exactly_one_span(tmp_path: Path, cuts: set[int], block: int) -> None:
     """And has the number that it has in the file."""
     log = tmp_path / "run.jsonl"
