@@ -21,7 +21,7 @@ help: ## Show this list
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment: the package, vLLM for the CPU, the tools
 
-$(READY): pyproject.toml tools/setup.sh
+$(READY): pyproject.toml tools/setup.sh hatch_build.py sched_profiler/engines/_vllm_hook.c
 	@tools/setup.sh --venv $(VENV)
 	@touch $@
 
@@ -48,9 +48,9 @@ docs: $(READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: export PYTHONPATH := bench:examples
+bench: export PYTHONPATH := bench:examples:tests
 bench: export VLLM_LOGGING_LEVEL := ERROR
-bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 15 minutes
+bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, 20 minutes
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/sink_cost.py
@@ -60,11 +60,12 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/validate_rate.py
 	$(BIN)/python bench/findings.py --real
 	$(BIN)/python bench/compare_coverage.py
+	$(BIN)/python bench/analysis_rate.py
 
 .PHONY: fuzz
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
 	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \
-		tests/test_fuzz.py tests/test_validate.py $(PYTEST_ARGS)
+		tests/test_fuzz.py tests/test_validate.py tests/analysis/test_lines.py $(PYTEST_ARGS)
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour
@@ -72,7 +73,7 @@ matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; h
 
 .PHONY: soak
 soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; half an hour
-	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k long_life tests/engines/test_vllm_probe.py
+	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest -q -k "long_life and not python" tests/engines/test_vllm_probe.py
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included

@@ -1,9 +1,10 @@
 """Throughput of a real vLLM engine with profiling against without, in one process.
 
-`make bench` runs it. One engine serves a load that never ends: whoever finishes is replaced. Block
-by block of steps profiling is on or off, in balanced order (on, off, off, on, ...), so that the
-machine's drift meets both alike. Each block with profiling is set against the one without beside
-it. The ratio of blocks without profiling, off against off, shows what is noise.
+`make bench` runs it. One engine serves a load that never ends: every other step a request finishes
+and another takes its place, so that each block of steps has the same to do. Block by block
+profiling is on or off, in balanced order (on, off, off, on, ...), so that the machine's drift meets
+both alike. Each block with profiling is set against the one without beside it. The ratio of blocks
+without profiling, off against off, shows what is noise.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from typing import Any
 from tiny_model import make_tiny_model
 
 from sched_profiler import BatchProfiler, JsonlSink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 
 _NUM_RUNNING = 32
-_STEPS_IN_BLOCK = 100
+_STEPS_IN_BLOCK = 260
+_STEPS_LEFT_OUT = 60
+"""At the start of a block, until the writer comes round as regularly as in a long run."""
 _KEPT = 0.95
 """Of the steps of a block the slowest are left out: in them another process had the machine."""
 
@@ -41,18 +45,18 @@ class Load:
         self._numbers = itertools.count()
         self._draw = random.Random(3)
 
-    def step(self) -> tuple[float, int]:
-        """Do one step; return the seconds it took and the tokens it brought."""
+    def step(self) -> float:
+        """Do one step, which brings each request a token; return the seconds it took."""
         while self._engine.get_num_unfinished_requests() < _NUM_RUNNING:
             number = next(self._numbers)
-            prompt = [self._draw.randrange(3, 250) for _ in range(self._draw.choice([20, 100]))]
-            # The first ones must not all finish at the same time.
-            length = self._draw.randint(5, 120) if number < _NUM_RUNNING else 60
+            prompt = [self._draw.randrange(3, 250) for _ in range(60)]
+            # The first ones finish one after the other.
+            length = 2 * (number + 1) if number < _NUM_RUNNING else 2 * _NUM_RUNNING
             parameters = self._parameters(max_tokens=length, ignore_eos=True, temperature=0)
             self._engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters)
         began = time.perf_counter()
         self._engine.step()
-        return time.perf_counter() - began, _NUM_RUNNING
+        return time.perf_counter() - began
 
 
 def block(load: Load, scheduler: Any, log: Path, *, on: bool) -> float:
@@ -62,12 +66,13 @@ def block(load: Load, scheduler: Any, log: Path, *, on: bool) -> float:
         profiler = BatchProfiler(JsonlSink(log), contents_of=contents_of(scheduler))
         probe = Probe(scheduler, profiler)
         probe.attach()
-    steps = sorted(load.step() for _ in range(_STEPS_IN_BLOCK))
+    steps = [load.step() for _ in range(_STEPS_IN_BLOCK)]
     if probe is not None and profiler is not None:
         probe.detach()
         profiler.close()
+    steps = sorted(steps[_STEPS_LEFT_OUT:])
     kept = steps[: int(_KEPT * len(steps))]
-    return sum(tokens for _, tokens in kept) / sum(seconds for seconds, _ in kept)
+    return _NUM_RUNNING * len(kept) / sum(kept)
 
 
 def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
@@ -89,7 +94,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--blocks", type=int, default=400)
+    parser.add_argument("--blocks", type=int, default=240)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ |= {

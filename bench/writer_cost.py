@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sched_profiler import BatchProfiler, JsonlSink
-from sched_profiler.engines.vllm_probe import contents_of
+from sched_profiler.engines.vllm_contents import contents_of
 
 _BATCHES = 2000
 

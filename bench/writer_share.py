@@ -22,7 +22,8 @@ from hook_cost import Loop, nothing
 from tiny_model import make_tiny_model
 
 from sched_profiler import BatchProfiler, JsonlSink, MemorySink
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 
 _STEPS_IN_BLOCK = 60
 
@@ -95,7 +96,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--running", type=int, nargs="*", default=[64, 256])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

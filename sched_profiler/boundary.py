@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from sched_profiler.errors import RecordError, SchedProfilerError, SinkUnavailableError
+from sched_profiler.messages import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Boundary"]
-
-logger = logging.getLogger("sched_profiler")
 
 
 class Boundary:

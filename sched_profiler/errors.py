@@ -16,6 +16,7 @@ __all__ = [
     "SinkUnavailableError",
     "UploadError",
     "install_command",
+    "printable",
     "shown",
 ]
 
@@ -62,6 +63,17 @@ class UploadError(SchedProfilerError):
 def install_command(extra: str) -> str:
     """Return the command that installs an extra of ours."""
     return f'pip install "sched-profiler[{extra}]"'
+
+
+def printable(text: str) -> str:
+    """Return text as one line that any terminal takes, whatever is in it.
+
+    Logs, manifests and names of files are somebody's input: they may hold line feeds, what moves a
+    cursor, or half a surrogate pair.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import signal
 import threading
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, NamedTuple
 
+from sched_profiler.messages import logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
 __all__ = ["at_process_end", "hook_signals"]
-
-logger = logging.getLogger("sched_profiler")
 
 
 class _LastActions(NamedTuple):

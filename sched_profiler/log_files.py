@@ -5,6 +5,7 @@ A log is named by a path, a folder, a pattern with wildcards, or a URL of any of
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import posixpath
@@ -20,26 +21,34 @@ from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part
 from sched_profiler.redact import is_url, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["LogFile", "LogPath", "find_logs", "find_manifests", "open_log"]
+__all__ = [
+    "LogFile",
+    "LogPath",
+    "find_logs",
+    "find_manifests",
+    "is_compressed",
+    "is_parquet",
+    "logs_to_read",
+    "open_file",
+    "open_log",
+]
 
 LogPath = str | os.PathLike[str]
 """Where a log is: a path, a folder, a pattern, or a URL of any of these."""
 
 _LOG_SUFFIX = ".jsonl"
+_PARQUET_SUFFIX = ".parquet"
+_KINDS = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet"
 
 
 class _Place(Protocol):
     """Where files are."""
 
-    def now_at(self, path: str) -> str:
-        """Return where the file is that was found at `path`."""
-        ...
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading."""
+    def open(self, path: str) -> tuple[str, BinaryIO]:
+        """Open for reading what was found at `path`; return where it is now as well."""
         ...
 
     def reading(self, path: str) -> AbstractContextManager[None]:
@@ -66,8 +75,8 @@ class LogFile:
 def find_logs(*logs: LogPath) -> list[LogFile]:
     """Return the files that logs stand for, each once: closed parts of a log before what grows.
 
-    In a folder, or under a prefix, those are the files whose names end with `.jsonl`, `.jsonl.gz`
-    or `.jsonl.zst`, at any depth.
+    In a folder, or under a prefix, those are the files whose names end with `.jsonl`, `.jsonl.gz`,
+    `.jsonl.zst` or `.parquet`, at any depth.
 
     Raises:
         LogError: if a log does not exist or holds no file.
@@ -81,6 +90,67 @@ def find_logs(*logs: LogPath) -> list[LogFile]:
     return list(found.values())
 
 
+def logs_to_read(*logs: LogPath) -> Iterator[LogFile]:
+    """Yield the files of `find_logs`, each to be read before the next; parts may be closed by then.
+
+    While a live run is read, the part that grows may get another name: it is then found under that
+    one, and read before what grows now.
+
+    Raises:
+        LogError: if a log does not exist or holds no file.
+    """
+    files = find_logs(*logs)
+    known = {_plain(file.path) for file in files}
+    for file in files:
+        if file.place is _DISK and _is_locked(file.path):
+            yield from _of_live_run(file, logs, known)
+        else:
+            yield file
+
+
+def _of_live_run(file: LogFile, logs: tuple[LogPath, ...], known: set[str]) -> Iterator[LogFile]:
+    """Yield the parts that were closed since `known` was found, and then the one that grows."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            # Opened first: if no part is new by then, this is what follows the last of them.
+            growing = stack.enter_context(_opened(file))
+            closed = [
+                found
+                for found in find_logs(*logs)
+                if is_part(posixpath.basename(found.path)) and _plain(found.path) not in known
+            ]
+            if not closed:
+                if growing is not None:
+                    yield growing
+                return
+        known.update(_plain(found.path) for found in closed)
+        yield from closed
+
+
+@contextmanager
+def _opened(file: LogFile) -> Iterator[LogFile | None]:
+    """Yield a file that stays open for the block, or None if it is gone."""
+    try:
+        stream = open(file.path, "rb")  # noqa: PTH123, SIM115 - as everywhere here; closed below
+    except OSError:
+        yield None
+        return
+    with stream:
+        yield attrs.evolve(file, place=_Opened(stream))
+
+
+def _plain(path: str) -> str:
+    for suffix in COMPRESSED:
+        path = path.removesuffix(suffix)
+    return path
+
+
+def _is_locked(path: str) -> bool:
+    """Tell whether a file may be the part that grows of a run that lives."""
+    folder, name = os.path.split(path)
+    return Path(folder, f".{name.removesuffix(_LOG_SUFFIX)}.lock").exists()
+
+
 def find_manifests(*logs: LogPath) -> dict[str, bytes]:
     """Return the run manifests in and beside logs: their names and contents.
 
@@ -91,25 +161,42 @@ def find_manifests(*logs: LogPath) -> dict[str, bytes]:
     for file in find_logs(*logs):
         for path in file.place.beside(file.path, MANIFEST_SUFFIX):
             if path not in found:
-                with file.place.open(path) as stream:
+                with file.place.open(path)[1] as stream:
                     found[path] = stream.read()
     return found
 
 
+def is_compressed(file: LogFile) -> bool:
+    """Tell whether a file can only be read from its start."""
+    return file.path.endswith(COMPRESSED)
+
+
 @contextmanager
-def open_log(file: LogFile) -> Iterator[BinaryIO]:
-    """Open a file of a log for reading, uncompressed; the block reads it.
+def open_file(file: LogFile) -> Iterator[BinaryIO]:
+    """Open a file for reading as it is; the block reads it.
 
     Raises:
         LogError: if it cannot be read, also in the block.
     """
-    place, path = file.place, file.place.now_at(file.path)
-    with (
-        place.reading(path),
-        place.open(path) as stream,
-        compression.read_errors(file.name),
-    ):
-        yield compression.decompressed(stream, path)
+    with file.place.reading(file.path), file.place.open(file.path)[1] as stream:
+        yield stream
+
+
+@contextmanager
+def open_log(file: LogFile) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+    """Open a file of a log for reading; the block reads it.
+
+    Returns:
+        what reads it without compression, and a function that tells how many of its bytes on the
+        disk are read.
+
+    Raises:
+        LogError: if it cannot be read, also in the block.
+    """
+    with file.place.reading(file.path):
+        path, opened = file.place.open(file.path)
+        with opened as stream, compression.read_errors(file.name):
+            yield compression.decompressed(stream, path), stream.tell
 
 
 def _order(file: LogFile) -> tuple[str, bool, str]:
@@ -118,9 +205,12 @@ def _order(file: LogFile) -> tuple[str, bool, str]:
 
 
 def _is_log(name: str) -> bool:
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return name.endswith(_LOG_SUFFIX)
+    return name.endswith(_PARQUET_SUFFIX) or _plain(name).endswith(_LOG_SUFFIX)
+
+
+def is_parquet(file: LogFile) -> bool:
+    """Tell whether a file is Parquet, which has no lines."""
+    return file.path.endswith(_PARQUET_SUFFIX)
 
 
 def _hidden(path: str) -> bool:
@@ -136,22 +226,19 @@ def _without_twins(paths: list[str]) -> list[str]:
 class _Disk:
     """Files of this machine."""
 
-    def now_at(self, path: str) -> str:
-        if Path(path).exists():
-            return path
+    def open(self, path: str) -> tuple[str, BinaryIO]:
         # It may have been compressed since it was found.
-        return next((path + end for end in COMPRESSED if Path(path + end).exists()), path)
-
-    def open(self, path: str) -> BinaryIO:
-        try:
-            return open(path, "rb")  # noqa: PTH123 - a path as the user wrote it
-        except FileNotFoundError:
-            raise LogError(
-                f"{path}: no such file; a server writes its log where VLLM_SCHEDULER_PROFILING_LOG "
-                "says, relative to the folder it was started in"
-            ) from None
-        except OSError as error:
-            raise LogError(f"{path} cannot be read: {error.strerror}") from None
+        for now_at in (path, *(path + end for end in COMPRESSED)):
+            try:
+                return now_at, open(now_at, "rb")  # noqa: PTH123 - as the user wrote it
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise LogError(f"{path} cannot be read: {error.strerror}") from None
+        raise LogError(
+            f"{path}: no such file; a server writes its log where VLLM_SCHEDULER_PROFILING_LOG "
+            "says, relative to the folder it was started in"
+        )
 
     def reading(self, path: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as for a store
         return nullcontext()
@@ -164,14 +251,24 @@ class _Disk:
 _DISK = _Disk()
 
 
+class _Opened(_Disk):
+    """A file of this machine that somebody holds open, whatever becomes of its name."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def open(self, path: str) -> tuple[str, BinaryIO]:
+        return path, self._stream
+
+
 def _on_disk(name: str) -> list[LogFile]:
     if Path(name).is_dir():
-        inside = [str(path) for path in Path(name).rglob("*") if path.is_file()]
+        inside = [str(Path(folder, file)) for folder, _, files in os.walk(name) for file in files]
         paths = [path for path in inside if _is_log(path) and not _hidden(path)]
+        # What is gone by now got another name since it was listed, and is found when it is opened.
+        paths = [path for path in paths if Path(path).is_file() or not os.path.lexists(path)]
         if not paths:
-            raise LogError(
-                f"{name} is a folder without a log in it (*.jsonl, *.jsonl.gz, *.jsonl.zst)"
-            )
+            raise LogError(f"{name} is a folder without a log in it ({_KINDS})")
     elif glob.has_magic(name) and not Path(name).exists():
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
         paths = [path for path in matching if Path(path).is_file() and not _is_manifest(path)]
@@ -206,8 +303,5 @@ def _in_store(url: str) -> list[LogFile]:
     if len(sizes) != 1:
         paths = [path for path in paths if _is_log(path)]
     if not paths:
-        raise LogError(
-            f"{store.url} holds no log (*.jsonl, *.jsonl.gz, *.jsonl.zst); "
-            "check the bucket and the prefix"
-        )
+        raise LogError(f"{store.url} holds no log ({_KINDS}); check the bucket and the prefix")
     return [LogFile(store.name(path), sizes[path], path, store) for path in _without_twins(paths)]

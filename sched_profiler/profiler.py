@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -158,6 +159,8 @@ class BatchProfiler:
         self.boundary = Boundary("profiling a batch", strict=strict)
         self.batch_ids = itertools.count()
         self._previous_result: int | None = None
+        # Reentrant: a signal handler may end batches while its thread is in here.
+        self._result_lock = threading.RLock()
         self.in_flight: dict[Batch, None] = {}
         self.before_close: Callable[[], None] | None = None
 
@@ -178,13 +181,16 @@ class BatchProfiler:
             batch.finished(model_ran=False)
             raise
 
-    def measured(self, batch_id: int, scheduled: Scheduled, result: int | None, told: Any) -> None:
-        """Hand over a batch that ended; call it in the order of the results."""
-        self.writer.put(
-            (batch_id, self._previous_result, result, None, None, scheduled, told),
-        )
-        if result is not None:
-            self._previous_result = result
+    def measured(self, batch_id: int, scheduled: Scheduled, told: Any, *, has_result: bool) -> None:
+        """Hand over a batch whose result arrives now, or that will never have one."""
+        # Results have an order, also where several threads bring them.
+        with self._result_lock:
+            result = self.clock.monotonic_ns() if has_result else None
+            self.writer.put(
+                (batch_id, self._previous_result, result, None, None, scheduled, told),
+            )
+            if result is not None:
+                self._previous_result = result
 
     @property
     def num_dropped_records(self) -> int:
@@ -321,7 +327,6 @@ class Batch:
             num_generated_tokens: tokens that the batch generated.
             num_accepted_tokens: draft tokens that the model accepted.
         """
-        result = self._profiler.clock.monotonic_ns()
         if self._id is None or self not in self._profiler.in_flight:
             return  # without tokens, or finished before
         del self._profiler.in_flight[self]
@@ -333,8 +338,8 @@ class Batch:
         self._profiler.measured(
             self._id,
             (self._began, self._ended, submitted, self._num_inflight, self._contents),
-            result if model_ran else None,
             told,
+            has_result=model_ran,
         )
 
     @contextmanager

@@ -25,7 +25,8 @@ _URL_IN_TEXT = re.compile(
     r"([a-z][a-z0-9+.-]*://)([^\s'\"/@]+@)?([^\s'\"?]*)(\?[^\s'\"]*)?", re.IGNORECASE
 )
 _TELLING_NAME = re.compile(
-    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|CONNECTION_STRING|SIGNATURE"
+    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|PRIVATE_KEY|CONNECTION_STRING"
+    r"|SIGNATURE|AUTHORIZATION|HEADERS"
 )
 # Shorter values are no secrets, and taking them out would garble the text.
 _SHORTEST = 4
@@ -83,7 +84,11 @@ def redacted(text: str, *urls: str, environ: Mapping[str, str] = os.environ) -> 
     Known are those of `urls` and of the environment; of any other URL, user and query are left out.
     """
     secrets = {value for url in urls for value in _secrets_of_url(url)}
-    secrets |= {value for name, value in environ.items() if _TELLING_NAME.search(name.upper())}
+    for name, value in environ.items():
+        if _TELLING_NAME.search(name.upper()):
+            secrets |= {value, *_secrets_of_headers(name, value)}
+        elif is_url(value):
+            secrets |= _secrets_of_url(value)
     # Longest first: one secret may be part of another.
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
@@ -94,6 +99,14 @@ def redacted(text: str, *urls: str, environ: Mapping[str, str] = os.environ) -> 
 def _veiled(match: re.Match[str]) -> str:
     scheme, user, rest, query = match.groups()
     return f"{scheme}{'***@' if user else ''}{rest}{'?***' if query else ''}"
+
+
+def _secrets_of_headers(name: str, value: str) -> set[str]:
+    """Return the secrets in a variable such as `OTEL_EXPORTER_OTLP_HEADERS`: `name=value,...`."""
+    if not name.upper().endswith("HEADERS"):
+        return set()
+    values = [unquote(pair.partition("=")[2]) for pair in value.split(",")]
+    return {word for text in values for word in (text, *text.split())} - {"Basic", "Bearer"}
 
 
 def _secrets_of_url(url: str) -> set[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import posixpath
 import threading
@@ -34,6 +35,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where a file needs its folder; object stores have none, and some would take it for a bucket.
 _WITH_FOLDERS = ("dbfs", "file", "ftp", "hdfs", "local", "sftp", "smb", "ssh", "webhdfs")
 _WITHOUT_CREDENTIALS = ("s3", "s3a", "gs", "gcs")
+
+_BUFFER_BYTES = 1 << 20
 
 
 def require(url: str) -> None:
@@ -128,19 +131,15 @@ class Store:
         """Return a path as a URL without credentials."""
         return without_credentials(str(self._opened().unstrip_protocol(path)))
 
-    def now_at(self, path: str) -> str:
-        """Return where a file is that was found at `path`: objects stay where they are."""
-        return path
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading.
+    def open(self, path: str) -> tuple[str, BinaryIO]:
+        """Open a file for reading; return its path as well, for objects stay where they are.
 
         Raises:
             LogError: if it cannot be opened.
         """
         with self._errors(LogError, path):
-            stream: BinaryIO = self._opened().open(path, "rb")
-            return stream
+            # Lines cannot be read up to some length from what fsspec opens.
+            return path, io.BufferedReader(self._opened().open(path, "rb"), _BUFFER_BYTES)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ import msgspec
 from jsonschema import Draft202012Validator
 
 from sched_profiler.codec import schema
-from sched_profiler.log_files import find_logs
+from sched_profiler.log_files import logs_to_read
 from sched_profiler.reader import Tally, empty_error, read_blocks, was_cut_by_a_crash
 from sched_profiler.record import SCHEMA_VERSION
 
@@ -93,7 +93,7 @@ def validate(*logs: LogPath, limit: int = 20) -> Report:
     """
     report = Report()
     tally = Tally()
-    for file in find_logs(*logs):
+    for file in logs_to_read(*logs):
         for block in read_blocks(file, tally):
             for violation in _violations_of_block(block, report, tally):
                 report.num_violations += 1
@@ -107,8 +107,9 @@ def validate(*logs: LogPath, limit: int = 20) -> Report:
 
 def _violations_of_block(block: Block, report: Report, tally: Tally) -> Iterator[Violation]:
     lines = block.data.split(b"\n")
+    lines[-1] = block.following
     accept = _strict_decoder().decode
-    for index, line in enumerate(lines):
+    for index, line in enumerate(lines[:-1]):
         try:
             accept(line)
         except _NOT_ACCEPTED:
@@ -123,7 +124,7 @@ def _violations_of_block(block: Block, report: Report, tally: Tally) -> Iterator
                 report.num_invalid_records += 1
                 # Not as a list: a long line of zeros has millions.
                 for path, reason in itertools.chain((first,), found):
-                    yield Violation(block.log, block.first_line + index, path, reason)
+                    yield Violation(block.log, block.line_number(index), path, reason)
         report.num_records += 1
 
 

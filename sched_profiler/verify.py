@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sched_profiler.log_files import find_logs, find_manifests
+from sched_profiler.errors import printable
+from sched_profiler.log_files import find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
-from sched_profiler.reader import Tally, decode_block, empty_error, read_blocks
+from sched_profiler.reader import Tally, empty_error, file_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +166,11 @@ def _row(run: RunReport) -> tuple[str, ...]:
         run.num_unexplained,
     )
     rank = "-" if run.dp_rank is None else str(run.dp_rank)
-    return (run.run_id or "-", rank, *map(str, numbers), run.end)
+    return (_name(run), rank, *map(str, numbers), run.end)
+
+
+def _name(run: RunReport) -> str:
+    return printable(run.run_id or "-")
 
 
 def _gaps(run: RunReport) -> str:
@@ -176,7 +181,7 @@ def _gaps(run: RunReport) -> str:
         shown.append(f"and {len(run.gaps) - _SHOWN_GAPS} more gaps")
     if after := run.num_missing - sum(last - first + 1 for first, last in run.gaps):
         shown.append(f"{after} after the last record")
-    return f"missing of run {run.run_id or '-'}: batches {', '.join(shown)}"
+    return f"missing of run {_name(run)}: batches {', '.join(shown)}"
 
 
 class _Seen:
@@ -207,23 +212,23 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
+    # First: a run that lives writes records before it says so.
+    manifests = _manifests(*logs)
     tally = Tally()
     seen: dict[Any, _Seen] = {}
     names = set()
-    for file in find_logs(*logs):
+    for file in logs_to_read(*logs):
         names.add(file.name.rpartition("/")[2])
         lives = 0
-        for block in read_blocks(file, tally):
-            for record in decode_block(block, tally, _itself, skip_invalid=skip_invalid):
-                key: Any = (record.run_id, record.dp_rank)
-                if record.run_id is None:
-                    # A log of the original feature: each start of the engine begins at 0.
-                    lives += record.batch_id == 0
-                    key = (None, record.dp_rank, file.name, lives)
-                if key not in seen:
-                    seen[key] = _Seen(record)
-                seen[key].add(record)
-    manifests = _manifests(*logs)
+        for record in file_records(file, tally, skip_invalid=skip_invalid):
+            key: Any = (record.run_id, record.dp_rank)
+            if record.run_id is None:
+                # A log of the original feature: each start of the engine begins at 0.
+                lives += record.batch_id == 0
+                key = (None, record.dp_rank, file.name, lives)
+            if key not in seen:
+                seen[key] = _Seen(record)
+            seen[key].add(record)
     found = {run.run_id for run in seen.values()}
     # A run none of whose records is here is ours to miss only if it wrote to one of these files.
     silent = [m for m in manifests.values() if m.run_id not in found and _belongs(m, logs, names)]
@@ -237,10 +242,6 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
         num_skipped_lines=tally.num_skipped_lines,
         num_half_written_lines=tally.num_half_written_lines,
     )
-
-
-def _itself(record: BatchRecord) -> BatchRecord:
-    return record
 
 
 def _manifests(*logs: LogPath) -> dict[str, RunManifest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections import deque
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sched_profiler.boundary import Boundary
 from sched_profiler.lifetime import at_process_end
+from sched_profiler.messages import logger
 from sched_profiler.sinks.guarded import GuardedSink
 
 if TYPE_CHECKING:
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BackgroundWriter", "DirectWriter", "Writer"]
 
-logger = logging.getLogger("sched_profiler")
 
 _HURRIED_POLL_S = 0.001
-_BUSY_POLL_S = 0.01
-_IDLE_POLL_S = 0.2
+_POLL_S = 0.2
 
 
-_ROOM = 64
+_ROOM = 512
 
 
 class Writer(Protocol):
@@ -149,10 +147,10 @@ class DirectWriter:
 class BackgroundWriter:
     """Writes on a thread of its own, so that the engine never encodes, waits or does I/O.
 
-    `put` is an append to a deque: no lock is taken and no thread woken. The writer polls: every
-    10 ms while batches come, more and more rarely (up to 0.2 s) while none do. All calls of the
-    sink come from that one thread, so a sink needs no lock. A full queue drops the newest
-    measurement and counts it.
+    `put` is an append to a deque: no lock is taken and no thread woken. The writer polls,
+    every 0.2 s: to wake it costs the engine more than its work does. All calls of the sink come
+    from that one thread, so a sink needs no lock. A full queue drops the newest measurement and
+    counts it.
     """
 
     def __init__(
@@ -186,7 +184,7 @@ class BackgroundWriter:
         self._closing = False
         self._close_sink_soon = False
         self._is_home = True
-        self._poll_s = _BUSY_POLL_S
+        self._poll_s = _POLL_S
         self._thread: threading.Thread | None = None
         self._forget_exit: Callable[[], None] | None = None
 
@@ -277,7 +275,6 @@ class BackgroundWriter:
         self._thread.start()
 
     def _run(self) -> None:
-        poll = self._poll_s
         flushes: list[_Flush] = []
         while True:
             # Read before draining: what was put before close() or flush() is then drained too.
@@ -293,8 +290,7 @@ class BackgroundWriter:
             if closing:
                 self._is_home = self._maker.close()
                 return
-            poll = self._poll_s if written else min(2 * poll, _IDLE_POLL_S)
-            flushes = self._wait(poll)
+            flushes = self._wait(self._poll_s)
 
     def _wait(self, seconds: float) -> list[_Flush]:
         """Wait for a wake-up, at most so long; return the flushes that were asked for."""

@@ -126,6 +126,8 @@ def run_offline(
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "SCHED_PROFILER_STRICT": "1",
         "SCHED_ORACLE": str(oracle),
+        # What it prints is looked at.
+        "VLLM_LOGGING_LEVEL": "INFO",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": str(HERE),

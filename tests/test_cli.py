@@ -15,8 +15,9 @@ from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import __version__
 from sched_profiler.cli import main
+from sched_profiler.cli.terminal import progress
 from sched_profiler.codec import encode
-from sched_profiler.manifest import write_manifest
+from sched_profiler.manifest import Run, write_manifest
 
 CHARTS = {
     "model_run_histogram.png",
@@ -77,6 +78,17 @@ def test_analyze_says_what_is_wrong(tmp_path: Path, capsys: Capture) -> None:
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert finding["kind"] == "queue_blocked"
     assert finding["batch_ids"]
+
+
+def test_analyze_says_where_it_does_not_look(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a log too long for the memory; null is not an empty list."""
+    monkeypatch.setattr("sched_profiler.cli.analyze._MOST_BATCHES", 39)
+    assert main(["analyze", str(log)]) == 0
+    assert "findings are looked for in logs of up to 39 batches" in capsys.readouterr().out
+    assert main(["analyze", str(log), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] is None
 
 
 def test_analyze_says_that_nothing_is_wrong(log: Path, capsys: Capture) -> None:
@@ -235,17 +247,17 @@ def test_wrong_arguments_are_2_as_well(arguments: list[str], capsys: Capture) ->
     assert "usage:" in capsys.readouterr().err
 
 
-def test_without_pandas_the_error_says_what_to_install(log: Path) -> None:
+def test_without_polars_the_error_says_what_to_install(log: Path) -> None:
     """The base install is for engines and has none."""
     code = (
-        "import sys; sys.modules['pandas'] = None\n"
+        "import sys; sys.modules['polars'] = None\n"
         "from sched_profiler.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = run("-c", code, "analyze", log)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "sched-profiler: analyze needs pandas, which is not installed; "
+        "sched-profiler: analyze needs polars, which is not installed; "
         'install it with: pip install "sched-profiler[analysis]"\n'
     )
 
@@ -255,7 +267,8 @@ def test_nothing_of_the_analysis_is_loaded_before_it_is_needed(module: str) -> N
     """Help must be quick, and engines have no pandas."""
     code = (
         f"import sys, {module}\n"
-        "print(*sorted({'pandas', 'numpy', 'pyarrow', 'matplotlib', 'vllm'} & set(sys.modules)))"
+        "heavy = {'pandas', 'polars', 'numpy', 'pyarrow', 'matplotlib', 'vllm'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     done = run("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "")
@@ -283,19 +296,40 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sched_profiler.analysis.summarize", interrupt)
+    monkeypatch.setattr("sched_profiler.analysis.stats.summarize", interrupt)
     assert main(["analyze", str(log)]) == 130
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_long_log_shows_progress_on_a_terminal(
+def test_work_that_takes_long_shows_progress_on_a_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far it is, how fast, and how long it will take; all is taken away at the end."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    times = iter([0.0, 0.5, 2.0, 2.05, 4.0])
+    with progress("reading", lambda: next(times)) as advance:
+        assert advance is not None
+        for done in (10, 20, 25, 3_000):
+            advance(done * 1_000_000, 4_000_000_000)
+    shown = capsys.readouterr().err.split("\r")
+    assert shown == [
+        "",
+        "reading   0% [........................] 20 of 4,000 MB, 10 MB/s, 6:38 left",
+        "reading  75% [##################......] 3,000 of 4,000 MB, 750 MB/s, 0:01 left",
+        " " * len(shown[2]),
+        "",
+    ]
+
+
+def test_quick_work_and_work_without_a_terminal_show_nothing(
     log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And takes it away at the end."""
-    monkeypatch.setattr("sched_profiler.cli.terminal._LONG_LOGS_BYTES", 1)
+    """A log file of a job is no place for a bar."""
+    with progress("reading") as advance:
+        assert advance is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["analyze", str(log)]) == 0
-    assert capsys.readouterr().err == "\rreading 100%\r            \r"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("start", [["-m", "sched_profiler"], [EXAMPLE]])
@@ -480,3 +514,39 @@ def test_trace_writes_a_timeline(log: Path, tmp_path: Path, capsys: Capture, nam
     (tmp_path / "folder").mkdir()
     assert "name another --output" in failure(capsys, "trace", log, "-o", tmp_path / "folder")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;x\x07\n\u202eclean\u2028<b>"
+
+
+def test_whatever_is_in_a_log_is_inert_in_what_is_printed(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fields, manifests, names of files and settings: nothing moves a cursor or adds a line."""
+    log = tmp_path / f"{HOSTILE.replace('/', '|')}.jsonl"
+    fields = {"run_id": HOSTILE, "request_ids": [HOSTILE, HOSTILE]}
+    log.write_bytes(encode(batch(1, **fields)) + encode(batch(3, **fields)))
+    run = Run(HOSTILE, dp_rank=None, facts={"model": HOSTILE}, num_dropped=lambda: 0)
+    manifest = run.manifest(log=log.name, started=1.0, updated=2.0)
+    write_manifest(log.with_suffix(".run.json"), manifest)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_bytes(encode(batch(0)).replace(b'"dp_rank":', b'"dp_rank":"\\u001b[2J<b>","x":'))
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", HOSTILE)
+    monkeypatch.setenv("VLLM_SCHEDULER_PROFILING_LOG", str(log))
+    for arguments in (
+        ("analyze", log),
+        ("verify", log),
+        ("verify", tmp_path, "--skip-invalid"),
+        ("validate", log, broken),
+        ("analyze", broken),
+        ("verify", tmp_path / HOSTILE),
+        ("upload", tmp_path),
+        ("doctor",),
+        *((command, log, "--json") for command in ("analyze", "verify", "validate")),
+        ("doctor", "--json"),
+    ):
+        main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        for text in (printed.out, printed.err):
+            assert all(line.isprintable() for line in text.split("\n")), arguments
+            assert not [line for line in text.split("\n") if line.startswith("clean")]

@@ -204,6 +204,7 @@ def test_contributing_lists_the_modules_of_the_tree() -> None:
         for path in PACKAGE.rglob("*.py")
         if not path.stem.startswith("__")
     }
+    modules |= {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.c")}
     assert set(table_rows(ROOT / "CONTRIBUTING.md")) == modules
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ if __name__ == "__main__":
 
 # As under vllm serve, only that there is more time for a slow machine. On its own the writer would
 # sleep through all of it, so that what is in the file is there because of the signal.
-ASLEEP = "import sched_profiler.writer as w; w._BUSY_POLL_S = w._IDLE_POLL_S = 60;"
+ASLEEP = "import sched_profiler.writer as w; w._POLL_S = 60;"
 KILLED_SOON = "lambda *_: threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()"
 
 
@@ -88,6 +90,26 @@ def test_a_handler_of_sigterm_that_is_there_still_decides(tmp_path: Path) -> Non
     )
     assert done.returncode == 7
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
+def test_a_sigkill_loses_the_last_moment_only(tmp_path: Path) -> None:
+    """What the writer had not taken yet; the rest is there, without a gap."""
+    script = tmp_path / "engine.py"
+    steps = "p = BatchProfiler(JsonlSink(sys.argv[1]))\n    while True: serve(p); time.sleep(0.005)"
+    script.write_text(ENGINE.replace("range(300)", "range(1)").replace("{end}", steps))
+    log = tmp_path / "log.jsonl"
+    engine = subprocess.Popen([sys.executable, str(script), str(log)])
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_bytes().count(b"\n") < 100:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.15)
+    killed = time.time()
+    engine.kill()
+    engine.wait()
+    records = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [record["batch_id"] for record in records] == list(range(len(records)))
+    assert killed - records[-1]["timestamp"] < 1
 
 
 def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path: Path) -> None:

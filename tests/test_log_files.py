@@ -74,7 +74,7 @@ def test_a_part_that_was_compressed_since_it_was_found_is_read_all_the_same(fold
     path = folder / "log.run.jsonl"
     (folder / "log.run.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    with open_log(file) as stream:
+    with open_log(file) as (stream, _):
         assert stream.read().count(b"\n") == 20
 
 
@@ -146,3 +146,39 @@ def test_what_is_not_installed_is_named_with_the_remedy(
     without(monkeypatch, "fsspec")
     with pytest.raises(LogError, match=r'pip install "sched-profiler\[s3\]"'):
         list(read_records("s3://bucket/x/"))
+
+
+def test_a_part_that_is_closed_while_a_log_is_read_is_read_once(folder: Path) -> None:
+    """The run lives on: what grows is then another file, and the part may be compressed by now."""
+    (folder / ".log.run.lock").touch()
+    growing = folder / "log.run.jsonl"
+    seen = []
+    for record in read_records(folder):
+        seen.append(record)
+        if len(seen) == 15:
+            growing.rename(folder / "log.20261124T113356.123Z-run-000000040.jsonl")
+            write_log(growing, ALL[50:])
+        if len(seen) == 35:
+            part = folder / "log.20261124T113356.123Z-run-000000040.jsonl"
+            kept = part.read_bytes().splitlines(keepends=True)[:10]
+            (folder / f"{part.name}.gz").write_bytes(gzip.compress(b"".join(kept)))
+            part.unlink()
+    assert seen == ALL
+
+
+def test_a_run_that_ends_while_its_log_is_read_is_read_to_its_end(folder: Path) -> None:
+    """Nothing grows any more."""
+    (folder / ".log.run.lock").touch()
+    records = read_records(folder)
+    seen = [next(records)]
+    (folder / "log.run.jsonl").rename(folder / "log.20261124T113356.123Z-run-000000040.jsonl")
+    assert seen + list(records) == ALL
+
+
+def test_a_part_that_grows_is_read_although_it_is_closed_meanwhile(folder: Path) -> None:
+    """It was opened before."""
+    (folder / ".log.run.lock").touch()
+    records = read_records(folder)
+    seen = [next(records) for _ in range(41)]
+    (folder / "log.run.jsonl").rename(folder / "log.20261124T113356.123Z-run-000000040.jsonl")
+    assert seen + list(records) == ALL

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
+from pathlib import Path
 
 import pytest
 
 import sched_profiler
+
+ROOT = Path(__file__).parents[1]
 
 
 def modules_after(code: str) -> set[str]:
@@ -59,3 +66,33 @@ def test_every_public_name_is_there_and_an_unknown_one_is_an_error() -> None:
         assert getattr(sched_profiler, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         sched_profiler.nothing  # noqa: B018 - looking it up is the test
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler on this machine")
+def test_a_wheel_holds_the_hook_in_c_and_one_built_without_a_compiler_does_without(
+    tmp_path: Path,
+) -> None:
+    """Both are complete otherwise: modules, schema, type information."""
+    names = {}
+    for kind, compiler in (("c", None), ("python", "no-such-compiler")):
+        source = tmp_path / kind
+        shutil.copytree(ROOT / "sched_profiler", source / "sched_profiler")
+        shutil.copytree(ROOT / "schema", source / "schema")
+        for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, source)
+        subprocess.run(
+            [Path(sys.executable).with_name("uv"), "build", "--wheel", "--quiet", "--out-dir", "."],
+            cwd=source,
+            env=os.environ | ({"CC": compiler} if compiler else {}),
+            check=True,
+            timeout=120,
+        )
+        (wheel,) = source.glob("*.whl")
+        assert ("-py3-none-any" in wheel.name) == (kind == "python")
+        names[kind] = set(zipfile.ZipFile(wheel).namelist())
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    hook = f"sched_profiler/engines/_vllm_hook{suffix}"
+    assert names["c"] - names["python"] == {hook}
+    assert names["python"] <= names["c"]
+    assert "sched_profiler/py.typed" in names["c"]
+    assert "sched_profiler/schema/batch-record-v1.schema.json" in names["c"]

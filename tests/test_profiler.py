@@ -350,10 +350,14 @@ def test_batches_are_numbered_without_a_gap_across_threads() -> None:
                 batch.finished()
 
         threads = [threading.Thread(target=serve) for _ in range(4)]
+        interval = sys.getswitchinterval()
+        # So that threads meet in every place.
+        sys.setswitchinterval(1e-6)
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        sys.setswitchinterval(interval)
     assert sorted(r.batch_id for r in sink.records) == list(range(2000))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -17,6 +18,7 @@ from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.cli import main
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
+from sched_profiler.reader import file_records
 from sched_profiler.verify import RunReport, _Ranges, verify
 
 Capture = pytest.CaptureFixture[str]
@@ -192,3 +194,23 @@ def test_records_out_of_order_are_no_gap(tmp_path: Path) -> None:
     ids = list(range(100))
     random.Random(0).shuffle(ids)
     assert one(write_log(tmp_path / "log.jsonl", map(batch, ids))).num_missing == 0
+
+
+def test_what_a_live_run_writes_while_it_is_verified_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest may be renewed at any time, and counts what was not read any more."""
+    profiler = BatchProfiler(JsonlSink(tmp_path / "log.jsonl"), background=False)
+    serve(profiler, 10)
+    profiler.flush()
+
+    def read_and_go_on(*arguments: object, **options: object) -> Iterator[object]:
+        yield from file_records(*arguments, **options)  # type: ignore[arg-type]  # as they came
+        serve(profiler, 10)
+        profiler.close()
+
+    monkeypatch.setattr("sched_profiler.verify.file_records", read_and_go_on)
+    (run,) = verify(tmp_path).runs
+    assert (run.num_records, run.num_missing, run.end) == (10, 0, "none")
+    monkeypatch.undo()
+    assert verify(tmp_path).runs[0].num_records == 20

@@ -42,7 +42,13 @@ def hook_cost(batch: str, caches: str) -> str:
     for row in _load("hook_cost")["rows"]:
         if (row["batch"], row["caches"]) == (batch, caches):
             cells.setdefault(row["running"], {})[row["contender"]] = row
-    contenders = ("sched_profiler", "iteration details", "per-request walk", "hand-rolled")
+    contenders = (
+        "sched_profiler",
+        "sched_profiler without C",
+        "iteration details",
+        "per-request walk",
+        "hand-rolled",
+    )
     rows = []
     for running, by_name in cells.items():
         ours = by_name["sched_profiler"]

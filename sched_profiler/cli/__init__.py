@@ -13,7 +13,19 @@ import sys
 from typing import TYPE_CHECKING
 
 from sched_profiler import __version__
-from sched_profiler.cli import analyze, compare, doctor, fit, slow, trace, upload, validate, verify
+from sched_profiler.cli import (
+    analyze,
+    compare,
+    convert,
+    doctor,
+    fit,
+    slow,
+    trace,
+    upload,
+    validate,
+    verify,
+)
+from sched_profiler.cli.terminal import say
 from sched_profiler.errors import SchedProfilerError
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ COMMANDS = (
     compare.COMMAND,
     fit.COMMAND,
     trace.COMMAND,
+    convert.COMMAND,
     verify.COMMAND,
     validate.COMMAND,
     upload.COMMAND,
@@ -62,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         is_fine = options.run(options)
         sys.stdout.flush()
     except SchedProfilerError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}", stream=sys.stderr)
         return _BAD_INPUT
     except BrokenPipeError:
         # Else the interpreter would fail once more on flushing at its exit.

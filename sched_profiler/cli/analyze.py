@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress
-from sched_profiler.cli.whole_file import whole_file
+from sched_profiler.cli.terminal import progress, say
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
-    import pandas as pd
-
-    from sched_profiler.analysis import Finding, Summary
+    from sched_profiler.analysis import Digest, Finding, Summary
 
 __all__ = ["COMMAND"]
 
@@ -30,59 +29,95 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write six charts, overview.png and summary.json into this folder",
     )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="read on the Dask cluster whose scheduler is there, such as tcp://host:8786",
+    )
     add_json(parser, "summary and the findings")
     add_skip_invalid(parser)
 
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("analyze", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
-    with progress(options.logs) as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
-    summary = analysis.summarize(df)
-    findings = analysis.find_anomalies(df, analysis.load_manifests(*options.logs))
+        from sched_profiler.analysis import scan, summarize  # noqa: PLC0415 - an extra
+    with progress("reading") as advance:
+        if options.dask is None:
+            digest = scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+        else:
+            digest = _scan_on(options, advance)
+    summary, findings = summarize(digest), _find(options, digest)
     data = _to_json(summary, findings)
     # Before anything is printed: whoever reads may stop in the middle.
-    written = [] if options.out is None else _write_files(options.out, df, data)
+    written = [] if options.out is None else _write_files(options.out, digest, data)
     print(data if options.json else _to_text(summary, findings))
     if written:
-        listing = "\n".join(["", "wrote", *(f"  {path}" for path in written)])
         # Only JSON on standard output: the list is for the reader, not for the program.
-        print(listing, file=sys.stderr if options.json else sys.stdout)
+        stream = sys.stderr if options.json else sys.stdout
+        say("", "wrote", *(f"  {path}" for path in written), stream=stream)
     return True
 
 
-def _to_json(summary: Summary, findings: list[Finding]) -> str:
-    found = [finding.to_dict() for finding in findings]
+def _find(options: argparse.Namespace, digest: Digest) -> list[Finding] | None:
+    """Return the findings, or None where the log is too long to be looked at as a whole."""
+    from sched_profiler.analysis import find_anomalies, load, load_manifests  # noqa: PLC0415 - an extra
+
+    if options.dask is not None or digest.num_batches > _MOST_BATCHES:
+        return None
+    df = load(*options.logs, skip_invalid=options.skip_invalid)
+    return find_anomalies(df, load_manifests(*options.logs))
+
+
+_MOST_BATCHES = 100_000
+"""Findings need the batches themselves, and these must fit in memory."""
+
+
+def _to_json(summary: Summary, findings: list[Finding] | None) -> str:
+    found = None if findings is None else [finding.to_dict() for finding in findings]
     return json.dumps(summary.to_dict() | {"findings": found}, indent=2, allow_nan=False)
 
 
-def _to_text(summary: Summary, findings: list[Finding]) -> str:
+def _to_text(summary: Summary, findings: list[Finding] | None) -> str:
+    if findings is None:
+        return (
+            f"{summary}\n\nfindings are looked for in logs of up to {_MOST_BATCHES:,} batches, "
+            "and not with --dask"
+        )
     if not findings:
         return f"{summary}\n\nno findings"
     number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
     return "\n\n".join([str(summary), number, *map(str, findings)])
 
 
-def _write_files(folder: Path, df: pd.DataFrame, data: str) -> list[Path]:
+def _scan_on(options: argparse.Namespace, advance: Callable[[int, int], None] | None) -> Digest:
+    with needing("--dask", "dask"):
+        from sched_profiler.analysis.cluster import connect, scan_on  # noqa: PLC0415 - an extra
+
+        client = connect(options.dask)
+    with client:
+        return scan_on(client, *options.logs, skip_invalid=options.skip_invalid, progress=advance)
+
+
+def _write_files(folder: Path, digest: Digest, data: str) -> list[Path]:
     """Write charts and the summary as JSON into a folder, and return their paths."""
-    from sched_profiler import analysis  # noqa: PLC0415 - an extra
+    with needing("--out", "analysis"):
+        from sched_profiler.analysis import plots  # noqa: PLC0415 - an extra
 
     charts = {
-        "overview.png": analysis.plot_overview,
-        "step_times.png": analysis.plot_step_times,
-        "requests.png": analysis.plot_requests,
-        "tokens.png": analysis.plot_tokens,
-        "schedule_histogram.png": analysis.plot_schedule_histogram,
-        "model_run_histogram.png": analysis.plot_model_run_histogram,
-        "schedule_against_model_run.png": analysis.plot_schedule_against_model_run,
+        "overview.png": plots.plot_overview,
+        "step_times.png": plots.plot_step_times,
+        "requests.png": plots.plot_requests,
+        "tokens.png": plots.plot_tokens,
+        "schedule_histogram.png": plots.plot_schedule_histogram,
+        "model_run_histogram.png": plots.plot_model_run_histogram,
+        "schedule_against_model_run.png": plots.plot_schedule_against_model_run,
     }
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():
             with whole_file(folder / name) as path:
-                draw(df).savefig(path, format="png", dpi=120)
+                draw(digest).savefig(path, format="png", dpi=120)
             written.append(folder / name)
         with whole_file(folder / "summary.json") as path:
             path.write_text(data + "\n", encoding="utf-8")
@@ -104,6 +139,8 @@ COMMAND = Command(
       also draw charts and write the summary, into the folder report
   %(prog)s rank0.jsonl rank1.jsonl --json | jq .tokens_per_second
       take several logs together, as data for another program
+  %(prog)s s3://bucket/prefix/ --dask tcp://scheduler:8786
+      read the logs of a fleet on the workers of a cluster
 """,
     add_arguments=_add_arguments,
     run=_run,

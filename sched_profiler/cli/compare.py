@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_skip_invalid, needing
-from sched_profiler.cli.terminal import printable, progress
-from sched_profiler.cli.whole_file import whole_file
-from sched_profiler.errors import SchedProfilerError
+from sched_profiler.cli.terminal import progress, say
+from sched_profiler.errors import SchedProfilerError, printable
+from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> bool:
     names = _names(logs)
     found = {}
     for name, log in zip(names, logs, strict=True):
-        with progress([log]) as advance:
+        with progress("reading") as advance:
             df = analysis.load(log, skip_invalid=options.skip_invalid, progress=advance)
         found[name] = (df, analysis.load_manifests(log))
     labels = {name: printable(label) for name, label in analysis.label_sides(found).items()}
@@ -65,8 +65,7 @@ def _run(options: argparse.Namespace) -> bool:
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, sides, comparison)
     print(comparison.to_json() if options.json else comparison)
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+    say(*(f"wrote {path}" for path in written), stream=sys.stderr)
     return True
 
 

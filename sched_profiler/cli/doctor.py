@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sched_profiler.cli.command import Command, add_json, count
-from sched_profiler.cli.terminal import printable
+from sched_profiler.cli.terminal import say
 
 if TYPE_CHECKING:
     import argparse
@@ -34,9 +34,9 @@ def _run(options: argparse.Namespace) -> bool:
         print(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(printable(str(finding)))
+            say(str(finding))
             if finding.remedy is not None:
-                print(f"         -> {printable(finding.remedy)}")
+                say(f"         -> {finding.remedy}")
     return not any(finding.status == "problem" for finding in findings)
 
 

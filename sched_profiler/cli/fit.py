@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress
-from sched_profiler.cli.whole_file import whole_file
+from sched_profiler.cli.terminal import progress, say
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -36,15 +36,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     with needing("fit", "analysis"):
         from sched_profiler import analysis  # noqa: PLC0415 - an extra
-    with progress(options.logs) as advance:
+    with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     settings = analysis.common_settings(df, analysis.load_manifests(*options.logs))
     model = analysis.fit_step_time(df, settings)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, df, model)
     print(model.to_json() if options.json else model)
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+    say(*(f"wrote {path}" for path in written), stream=sys.stderr)
     return True
 
 

@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, count, needing
-from sched_profiler.cli.terminal import printable, progress
+from sched_profiler.cli.terminal import progress
+from sched_profiler.errors import printable
 
 if TYPE_CHECKING:
     from sched_profiler.analysis import Deviation, SlowBatch
@@ -55,7 +56,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     with needing("slow", "analysis"):
         from sched_profiler import analysis  # noqa: PLC0415 - an extra
-    with progress(options.logs) as advance:
+    with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     found = analysis.slow_batches(
         df,

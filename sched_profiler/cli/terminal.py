@@ -3,57 +3,83 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from sched_profiler.errors import SchedProfilerError
-from sched_profiler.log_files import find_logs
-from sched_profiler.log_names import COMPRESSED
-from sched_profiler.redact import is_url
+from sched_profiler.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-__all__ = ["printable", "progress"]
-
-
-def printable(text: str) -> str:
-    """Return a text without what no terminal takes: control characters, half a surrogate pair."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+__all__ = ["progress", "say"]
 
 
-_LONG_LOGS_BYTES = 64 << 20
-"""From here on, reading takes long enough to show how far it is."""
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Print lines, whatever is in them; by default on standard output."""
+    for line in lines:
+        print(printable(line), file=stream)
+
+
+_SILENT_S = 1.0
+"""Work that takes no longer than this shows nothing."""
+_PAUSE_S = 0.1
+"""How often what is shown changes."""
+_BAR_WIDTH = 24
+_MB = 1_000_000
 
 
 @contextmanager
-def progress(logs: Sequence[str]) -> Iterator[Callable[[int], None] | None]:
-    """Show on a terminal how much of long logs is read; the block calls it with that number."""
-    total = _total_bytes(logs)
-    if total < _LONG_LOGS_BYTES or not sys.stderr.isatty():
+def progress(
+    verb: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None] | None]:
+    """Show on a terminal how far the block is, how fast, and how long it will take.
+
+    Args:
+        verb: what is being done, such as "reading".
+        clock: for tests.
+
+    Returns:
+        a function that takes how many bytes are done, and how many there are.
+    """
+    if not sys.stderr.isatty():
         yield None
         return
+    begin = shown = clock()
+    width = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown, width
+        now = clock()
+        if now - begin < _SILENT_S or now - shown < _PAUSE_S:
+            return
+        shown = now
+        line = f"{verb} {_state(done, max(done, total, 1), now - begin)}"
+        _show(f"\r{line:<{width}}")
+        width = len(line)
+
     try:
-        yield lambda num_bytes: _show(f"\rreading {min(1.0, num_bytes / total):4.0%}")
+        yield advance
     finally:
-        _show("\r            \r")
+        if width:
+            _show(f"\r{'':<{width}}\r")
 
 
-_COMPRESSION = 8
-"""How much shorter a log is when it is compressed, about."""
-
-
-def _total_bytes(logs: Sequence[str]) -> int:
-    """Return about how many bytes there are to read; 0 where asking for that would take long."""
-    if any(map(is_url, logs)):
-        return 0
-    try:
-        files = find_logs(*logs)
-    except SchedProfilerError:
-        return 0  # reading them will say what is wrong
-    return sum(
-        file.num_bytes * (_COMPRESSION if file.name.endswith(COMPRESSED) else 1) for file in files
+def _state(done: int, total: int, seconds: float) -> str:
+    share = done / total
+    bar = "#" * int(share * _BAR_WIDTH)
+    rate = done / seconds
+    left = f", {_duration((total - done) / rate)} left" if rate else ""
+    return (
+        f"{share:4.0%} [{bar:.<{_BAR_WIDTH}}] {done / _MB:,.0f} of {total / _MB:,.0f} MB, "
+        f"{rate / _MB:,.0f} MB/s{left}"
     )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _show(text: str) -> None:

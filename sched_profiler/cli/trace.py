@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress
-from sched_profiler.cli.whole_file import whole_file
+from sched_profiler.cli.terminal import progress, say
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     with needing("trace", "analysis"):
         from sched_profiler import analysis  # noqa: PLC0415 - an extra
-    with progress(options.logs) as advance:
+    with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     try:
         with (
@@ -47,8 +47,10 @@ def _run(options: argparse.Namespace) -> bool:
         raise SchedProfilerError(
             f"cannot write {options.output}: {error.strerror}; name another --output"
         ) from None
-    print(f"wrote {num_events:,} events of {len(df):,} batches to {options.output}")
-    print("open it at ui.perfetto.dev, or in chrome://tracing")
+    say(
+        f"wrote {num_events:,} events of {len(df):,} batches to {options.output}",
+        "open it at ui.perfetto.dev, or in chrome://tracing",
+    )
     return True
 
 

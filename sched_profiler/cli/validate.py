@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sched_profiler.cli.command import Command, add_json, add_logs, count, needing
-from sched_profiler.cli.terminal import printable
+from sched_profiler.cli.terminal import say
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> bool:
         print(json.dumps(attrs.asdict(report), indent=2))
     else:
         for violation in report.violations:
-            print(printable(str(violation)))
+            say(str(violation))
         print(report)
     return report.num_violations == 0
 

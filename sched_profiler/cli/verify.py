@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid
-from sched_profiler.cli.terminal import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -23,11 +22,7 @@ def _run(options: argparse.Namespace) -> bool:
     from sched_profiler.verify import verify  # noqa: PLC0415 - --help needs no codec
 
     report = verify(*options.logs, skip_invalid=options.skip_invalid)
-    if options.json:
-        print(report.to_json())
-    else:
-        for line in str(report).splitlines():
-            print(printable(line))
+    print(report.to_json() if options.json else report)
     return report.num_unexplained == 0
 
 

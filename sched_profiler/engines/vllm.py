@@ -19,10 +19,12 @@ from sched_profiler.engines.vllm_binding import (
     missing_of_vllm,
     version_warning,
 )
-from sched_profiler.engines.vllm_probe import Probe, contents_of
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
 from sched_profiler.manifest import RunFacts
+from sched_profiler.messages import logger
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
 from sched_profiler.sinks.base import SinkContext
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["install", "profiled_class"]
-
-logger = logging.getLogger("sched_profiler")
 
 
 def install() -> None:

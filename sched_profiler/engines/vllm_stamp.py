@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["STAMP", "result_ready", "stamp_results"]
+__all__ = ["CLOCK", "STAMP", "stamp_results"]
 
 STAMP = "_sched_profiler_ready"
 
@@ -25,7 +25,7 @@ def _boot_id() -> str:
         return ""
 
 
-_CLOCK = _boot_id()
+CLOCK = _boot_id()
 
 
 def stamp_results() -> None:
@@ -33,18 +33,7 @@ def stamp_results() -> None:
     from vllm.v1.outputs import ModelRunnerOutput  # noqa: PLC0415 - vLLM is there when it calls us
 
     def getstate(self: Any) -> dict[str, Any]:
-        return {**self.__dict__, STAMP: (_CLOCK, time.monotonic_ns())}
+        return {**self.__dict__, STAMP: (CLOCK, time.monotonic_ns())}
 
-    if _CLOCK:
+    if CLOCK:
         ModelRunnerOutput.__getstate__ = getstate
-
-
-def result_ready(stamp: tuple[str, int], taken: int) -> int:
-    """Return when the worker had a result ready, in ns of this machine's monotonic clock.
-
-    Args:
-        stamp: what the worker put into the result, as its attribute `STAMP`.
-        taken: when the engine took the result: the answer if the worker's clock is another one.
-    """
-    clock, ready = stamp
-    return min(ready, taken) if clock == _CLOCK else taken

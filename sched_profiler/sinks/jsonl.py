@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -25,6 +24,7 @@ from sched_profiler.log_names import (
     placeholder_values,
 )
 from sched_profiler.manifest import write_manifest
+from sched_profiler.messages import logger
 from sched_profiler.sinks.parts import PartsKeeper, Rotation, RunLocks, count_removed
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
 
 __all__ = ["JsonlSink"]
-
-logger = logging.getLogger("sched_profiler")
 
 _FLUSH_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20

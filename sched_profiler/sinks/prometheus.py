@@ -8,7 +8,6 @@ carries our metrics too. Otherwise, or as well, the sink answers on a port of it
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import socket
 import threading
@@ -24,6 +23,7 @@ from prometheus_client import (
     values,
 )
 
+from sched_profiler.messages import logger
 from sched_profiler.sinks.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
 
 __all__ = ["PrometheusSink"]
-
-logger = logging.getLogger("sched_profiler")
 
 _LOOPBACK = "127.0.0.1"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from sched_profiler.errors import SchedProfilerError, SettingError
+from sched_profiler.messages import logger
 from sched_profiler.settings import SINKS
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from sched_profiler.sinks.base import Sink, SinkContext
 
 __all__ = ["GROUP", "find_sinks", "make_sinks"]
-
-logger = logging.getLogger("sched_profiler")
 
 GROUP = "sched_profiler.sinks"
 """The entry-point group; an entry point's name is what the variable says, its value a factory."""

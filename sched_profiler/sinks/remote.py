@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import random
 import threading
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from sched_profiler.clock import SYSTEM_CLOCK, Clock
 from sched_profiler.errors import SchedProfilerError, SettingError
 from sched_profiler.log_names import check_placeholders, fill
+from sched_profiler.messages import logger
 from sched_profiler.redact import redacted, without_credentials
 from sched_profiler.sinks.jsonl import JsonlSink
 from sched_profiler.sinks.parts import Rotation, lower_priority
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
 
 __all__ = ["REMOTE_ROTATION", "RemoteSink", "default_spool", "split_log"]
-
-logger = logging.getLogger("sched_profiler")
 
 REMOTE_ROTATION = Rotation(
     part_bytes=64 << 20, part_seconds=60.0, keep_bytes=1 << 30, compress="gzip"

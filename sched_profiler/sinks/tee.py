@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sched_profiler.errors import SinkUnavailableError
+from sched_profiler.messages import logger
 from sched_profiler.sinks.base import RunSink
 from sched_profiler.sinks.guarded import GuardedSink
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from sched_profiler.sinks.base import Sink
 
 __all__ = ["TeeSink"]
-
-logger = logging.getLogger("sched_profiler")
 
 
 class TeeSink:

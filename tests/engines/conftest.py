@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 
 import pytest
 from real_vllm import ORACLE_MODES, Run, run_offline
 from tiny_model import make_tiny_model
+
+from sched_profiler.engines import vllm_probe
+from sched_profiler.engines.vllm_hook import HOOKS
+
+
+@pytest.fixture(scope="module", params=["python", "c"])
+def every_hook(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the tests of a module through each of the hooks."""
+    name: str = request.param
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if name not in HOOKS and which(compiler) is None:
+        pytest.skip("there is no C compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_probe, "HOOKS", {name: HOOKS[name]})
+        yield name
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ an engine, and the last line of the output is JSON: per scenario, what vLLM repo
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -127,9 +128,23 @@ def asynchronous_scheduling() -> Iterator[None]:
     CpuPlatform.check_and_update_config = check
 
 
+@contextmanager
+def forking() -> Iterator[None]:
+    """Let vLLM fork its first processes: each that it spawns takes long to import vLLM again."""
+    check = CpuPlatform.check_and_update_config
+
+    def check_and_fork(cls: Any, config: Any) -> None:
+        check(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_fork)
+    yield
+    CpuPlatform.check_and_update_config = check
+
+
 def asynchronous(model: str) -> Any:
     """Scheduling overlaps with a worker in a process of its own, as on a GPU."""
-    with asynchronous_scheduling():
+    with asynchronous_scheduling(), forking():
         llm = engine(model, async_scheduling=True, distributed_executor_backend="mp")
     return generate(llm, prompts([5, 40, 300, 700, 1100, 17] * 4), 24)
 

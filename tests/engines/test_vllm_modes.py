@@ -373,7 +373,7 @@ def test_clients_that_disconnect_end_their_requests(served: Served) -> None:
     # The server notices late that a client has gone: it may have finished by then.
     left = [length for length in lengths if length != MAX_TOKENS]
     assert served.num_gone >= len(left)
-    assert sum(MAX_TOKENS / 4 < length < 1000 for length in left) > 4
+    assert any(MAX_TOKENS / 4 < length < 1000 for length in left)
 
 
 def test_every_line_of_a_rank_fits_the_schema(served: Served) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from real_vllm import read
 from vllm_server import Server, serve
 
@@ -61,6 +62,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
         "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
         answers = put_under_load(server, 60)
@@ -99,14 +101,17 @@ def test_no_batch_is_missing_and_every_line_validates(served: Served) -> None:
 
 
 def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
-    """In vLLM's own log, in its format, from the engine core, without escape codes."""
+    """In vLLM's own log, in its format, from the engine core, without escape codes.
+
+    They come after the records; vLLM may kill its engine core before the last of them, which are
+    at most as old as the writer's poll.
+    """
     (records,) = served.runs
     lines = [line for line in served.printed.splitlines() if "| schedule " in line]
     # One line a second at most, and none stands for a batch that another stands for.
     assert 1 <= len(lines) <= records[-1].timestamp - records[0].timestamp + 2
     told = [re.search(r"1 of (\d+) batches$", line) for line in lines]
     assert sum(int(match[1]) if match else 1 for match in told) <= len(records)
-    assert f"scheduler profile: {len(records)} batches" in served.printed
     assert all("EngineCore" in line and " INFO " in line for line in lines)
     assert not any("\x1b[36m" in line for line in lines)
     assert "scheduler profiling is on: run " + (records[0].run_id or "?") in served.printed
@@ -114,17 +119,28 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     assert "failed; serving goes on" not in served.printed
 
 
-def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> None:
-    """Requests are in flight, and vLLM kills its engine core a moment after it asks it to end.
+@attrs.frozen
+class Stopped:
+    """A server that was stopped by SIGTERM while it served, at the time `told`."""
 
-    No identifier is missing, and the batch that got no result is the last and says so. The server
-    is started in the other of vLLM's two ways.
-    """
-    log, server_log = tmp_path / "profile.jsonl", tmp_path / "server.log"
+    records: list[BatchRecord]
+    metrics: dict[tuple[str, str], float]
+    told: float
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """Serve, look at the metrics, and stop under load; started in the other of vLLM's two ways."""
+    folder = tmp_path_factory.mktemp("stopped")
+    log, server_log = folder / "profile.jsonl", folder / "server.log"
+    (folder / "metrics").mkdir()
     environ = {
         "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
         "VLLM_SCHEDULER_PROFILING_LOG": str(log),
-        "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "SCHED_PROFILER_SINKS": "jsonl,console,prometheus",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
     }
     with (
         ThreadPoolExecutor(8) as clients,
@@ -136,6 +152,7 @@ def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> No
         while not log.exists() or log.read_bytes().count(b"\n") < 50:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        metrics = scrape(server)
         told = time.time()
         server.process.terminate()
         while "engine manager stopped" not in server_log.read_text():
@@ -144,9 +161,43 @@ def test_sigterm_under_load_keeps_every_batch(model: Path, tmp_path: Path) -> No
         # vLLM's HTTP server would now wait for clients that nobody will answer any more.
         os.killpg(server.process.pid, signal.SIGKILL)
     (records,) = read(log)
+    return Stopped(records, metrics, told, server_log.read_text())
+
+
+def scrape(server: Server) -> dict[tuple[str, str], float]:
+    """Return the samples of the server's own endpoint, by name and rank."""
+    status, answer = server._ask("GET", "/metrics", None, timeout=30)
+    assert status == 200
+    return {
+        (sample.name, sample.labels.get("dp_rank", "")): sample.value
+        for family in text_string_to_metric_families(answer.decode())
+        for sample in family.samples
+    }
+
+
+def test_sigterm_under_load_keeps_every_batch(stopped: Stopped) -> None:
+    """Requests are in flight, and vLLM kills its engine core a moment after it asks it to end.
+
+    No identifier is missing, and the batch that got no result is the last and says so.
+    """
+    records = stopped.records
     assert [record.batch_id for record in records] == list(range(len(records)))
     without_result = [r.batch_id for r in records if r.model_run_duration_ms is None]
     assert without_result in ([], [records[-1].batch_id])
     # The engine went on until its own SIGTERM, which comes after that of the API server.
-    assert records[-1].timestamp > told - 0.5
-    assert "failed; serving goes on" not in server_log.read_text()
+    assert records[-1].timestamp > stopped.told - 0.5
+    assert "failed; serving goes on" not in stopped.printed
+
+
+def test_the_servers_own_metrics_carry_ours(stopped: Stopped) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR: those of the batches up to that moment, give or take one."""
+    metrics, name = stopped.metrics, "sched_profiler_schedule_duration_seconds"
+    num_batches = round(metrics[f"{name}_count", "0"])
+    assert 50 <= num_batches <= len(stopped.records)
+    seconds = [record.schedule_duration_ms / 1000 for record in stopped.records]
+    least, most = sum(seconds[: num_batches - 1]), sum(seconds[: num_batches + 1])
+    assert least - 1e-9 <= metrics[f"{name}_sum", "0"] <= most + 1e-9
+    assert 1 <= metrics["sched_profiler_batch_prefill_tokens_sum", "0"] <= 8
+    assert metrics["sched_profiler_token_budget", "0"] == 256
+    # And what vLLM itself tells is there as ever.
+    assert metrics["vllm:prompt_tokens_total", ""] >= 1

@@ -37,6 +37,11 @@ class Timed:
     wall_ms: dict[str, float]
     worker_ms: list[float]
 
+    @property
+    def noise_ms(self) -> float:
+        """How far a time may be off; a pipeline has a process more than the machine has cores."""
+        return NOISE_MS * (2.5 if self.mode == "pipeline" else 1)
+
     def typical(self, phase: str, value: Callable[[BatchRecord], float | None]) -> float:
         """Return the lower quartile of a value over the decode steps of a phase.
 
@@ -106,17 +111,17 @@ def timed(
 
 def check_idle(timed: Timed, added: dict[str, float]) -> None:
     """Check that the model waits for that part of 20 ms during which it has nothing else to do."""
-    least = ADDED_MS / 4 if timed.mode == "async" else ADDED_MS - NOISE_MS
-    assert ADDED_MS + NOISE_MS > added["idle"] > least
+    least = ADDED_MS / 4 if timed.mode == "async" else ADDED_MS - timed.noise_ms
+    assert ADDED_MS + timed.noise_ms > added["idle"] > least
 
 
 def test_a_slower_model_is_model_time_only(timed: Timed) -> None:
     """20 ms of sleep in the worker."""
     added = timed.added("model")
-    assert added["model_run"] == pytest.approx(ADDED_MS, abs=NOISE_MS)
+    assert added["model_run"] == pytest.approx(ADDED_MS, abs=timed.noise_ms)
     assert abs(added["schedule"]) < 2
     assert abs(added["update"]) < 2
-    assert added["idle"] < 2
+    assert added["idle"] < timed.noise_ms - 4
 
 
 def test_a_slower_scheduler_is_schedule_time_and_the_idle_time_it_causes(timed: Timed) -> None:
@@ -127,7 +132,7 @@ def test_a_slower_scheduler_is_schedule_time_and_the_idle_time_it_causes(timed: 
     """
     added = timed.added("schedule")
     assert added["schedule"] == pytest.approx(ADDED_MS, abs=2)
-    assert added["model_run"] < NOISE_MS
+    assert added["model_run"] < timed.noise_ms
     assert abs(added["update"]) < 2
     check_idle(timed, added)
 
@@ -136,7 +141,7 @@ def test_time_between_steps_is_idle_time_only(timed: Timed) -> None:
     """20 ms of sleep between two steps of the engine."""
     added = timed.added("gap")
     check_idle(timed, added)
-    assert added["model_run"] < NOISE_MS
+    assert added["model_run"] < timed.noise_ms
     assert abs(added["schedule"]) < 2
     assert abs(added["update"]) < 2
 
@@ -155,5 +160,5 @@ def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> N
     gap = timed.typical("gap", lambda r: r.model_run_duration_ms)
     in_worker = lower_quartile(timed.worker_ms[-35:])
     # In a pipeline the last worker also waits for the first, from before the batch is its own.
-    least = -NOISE_MS if timed.mode == "pipeline" else -0.5
-    assert least < gap - in_worker < NOISE_MS
+    least = -timed.noise_ms if timed.mode == "pipeline" else -0.5
+    assert least < gap - in_worker < timed.noise_ms

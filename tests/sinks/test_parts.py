@@ -43,7 +43,7 @@ def write(sink: JsonlSink, batch_ids: range, run_id: str = "0" * 12) -> None:
 
 def parts(folder: Path) -> list[str]:
     """Return the names of the closed parts, sorted."""
-    return sorted(path.name for path in folder.glob("log.2*"))
+    return sorted(path.name for path in folder.glob("log.2*Z-*"))
 
 
 def test_a_part_is_closed_before_it_gets_larger_than_its_limit(tmp_path: Path) -> None:

@@ -1,0 +1,850 @@
+/* The hook of vllm_hook.py in C: the same two methods, statement by statement.
+
+   What differs is the cost: a step of plain decode runs no Python code of ours. What is not plain
+   is asked of the same account, in Python. Read vllm_hook.py first: what it says is not repeated.
+   The tests run everything through both. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <time.h>
+
+/* The members that hold an object; none is ever NULL while a method runs. */
+#define OBJECTS(X)                                                                              \
+    X(account) X(inner_schedule) X(inner_update) X(scheduler) X(waiting) X(also_waiting)        \
+    X(free_blocks) X(watched) X(queue) X(ids) X(pending) X(previous) X(carried) X(stamp_name)    \
+    X(stamp_clock) X(now) X(length)
+
+/* Attributes and methods that are looked up, by their interned names. Those that every step needs
+   come first, side by side in memory. */
+#define NAMES(X)                                                                                \
+    X(scheduled_cached_reqs) X(num_computed_tokens) X(num_scheduled_tokens)                     \
+    X(preempted_req_ids) X(total_num_scheduled_tokens) X(running) X(finished_req_ids)           \
+    X(num_free_blocks) X(outputs) X(new_token_ids) X(scheduled_new_reqs) X(resumed_req_ids)     \
+    X(req_id) X(requests) X(streaming_queue) X(is_prefill_chunk) X(num_output_tokens)           \
+    X(num_tokens) X(scheduled_spec_decode_tokens) X(carry) X(chunks) X(continues) X(drafts)     \
+    X(failed) X(follow) X(is_late) X(lost) X(model_runner_output) X(not_scheduled) X(put)       \
+    X(request_ids) X(scheduler_output) X(without_result)
+
+typedef struct {
+    PyObject_HEAD
+#define X(name) PyObject *name;
+    OBJECTS(X)
+#undef X
+    Py_ssize_t room;
+    lenfunc waiting_length;
+    char has_workers;
+    char has_request_ids;
+    char reads_system_clock;
+} Hook;
+
+/* collections.deque, looked up once. Its length is not that of vLLM's subclass, which has a __len__
+   in Python. */
+static PyTypeObject *deque_type;
+static lenfunc deque_length;
+static PyObject *deque_append, *deque_appendleft, *deque_popleft;
+
+static struct {
+#define X(name) PyObject *name;
+    NAMES(X)
+#undef X
+} name_of __attribute__((aligned(64)));
+
+/* ---- Small steps: each returns NULL or -1 with an exception set where it fails. ---- */
+
+static PyObject *
+now(Hook *self)
+{
+#ifdef __linux__
+    /* What time.monotonic_ns does, without the call. */
+    if (self->reads_system_clock) {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        return PyLong_FromLongLong((long long)time.tv_sec * 1000000000LL + time.tv_nsec);
+    }
+#endif
+    return PyObject_CallNoArgs(self->now);
+}
+
+static int
+is_true(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    int answer = value == NULL ? -1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return answer;
+}
+
+static Py_ssize_t
+size(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    Py_ssize_t answer = value == NULL ? -1 : PyObject_Size(value);
+    Py_XDECREF(value);
+    return answer;
+}
+
+/* Takes the int; -1 where it is none, or none that fits: no count is negative. */
+static Py_ssize_t
+as_count(PyObject *value)
+{
+    Py_ssize_t answer = value == NULL ? -1 : PyLong_AsSsize_t(value);
+    Py_XDECREF(value);
+    if (answer < 0 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "a count is negative");
+    return answer;
+}
+
+static Py_ssize_t
+count(PyObject *object, PyObject *name)
+{
+    return as_count(PyObject_GetAttr(object, name));
+}
+
+/* Calls a method for what it does: takes the result. */
+static int
+done(PyObject *result)
+{
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+#define CALL(object, name, ...) PyObject_CallMethodObjArgs(object, name, __VA_ARGS__, NULL)
+
+static int
+append(PyObject *deque, PyObject *item)
+{
+    PyObject *both[] = {deque, item};
+    return done(PyObject_Vectorcall(deque_append, both, 2, NULL));
+}
+
+/* Takes away the exception that is set; NULL, and it stays, if it is a BaseException only. */
+static PyObject *
+caught(void)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return error;
+}
+
+/* Finds an argument by its place or its name; borrowed, None where it is not there. */
+static PyObject *
+argument(PyObject *const *args, Py_ssize_t nargs, PyObject *names, Py_ssize_t place,
+         PyObject *name)
+{
+    if (place < nargs)
+        return args[place];
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_GET_SIZE(names); i++) {
+        if (PyUnicode_Compare(PyTuple_GET_ITEM(names, i), name) == 0)
+            return args[nargs + i];
+    }
+    return Py_None;
+}
+
+/* Makes a tuple of new references, which it takes; NULL if one of them is. */
+static PyObject *
+tuple_of(PyObject **items, Py_ssize_t length)
+{
+    PyObject *tuple = PyTuple_New(length);
+    int is_whole = tuple != NULL;
+    for (Py_ssize_t i = 0; i < length; i++) {
+        is_whole &= items[i] != NULL;
+        if (tuple != NULL)
+            PyTuple_SET_ITEM(tuple, i, items[i]);
+        else
+            Py_XDECREF(items[i]);
+    }
+    if (!is_whole)
+        Py_CLEAR(tuple);
+    return tuple;
+}
+
+/* Only a hook that the garbage collector has cleared, or that was never made, has none. */
+static int
+has_account(Hook *self)
+{
+    if (self->account == NULL)
+        PyErr_SetString(PyExc_RuntimeError, "this hook is gone");
+    return self->account != NULL;
+}
+
+/* ---- schedule ---- */
+
+enum { SUBMITTED = 2, EVENTS = 10, DECODE = 11 }; /* where they are in a batch */
+enum { SURPLUS = 1 };                              /* where it is in events */
+
+/* Makes the batch of a step with tokens. */
+static PyObject *
+batch_of(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssize_t num_reqs,
+         PyObject *computed, PyObject *events, PyObject *decode)
+{
+    Py_ssize_t num_running, num_waiting, num_also_waiting, num_finished;
+    if ((num_running = size(self->scheduler, name_of.running)) < 0
+        || (num_waiting = self->waiting_length(self->waiting)) < 0
+        || (num_also_waiting = self->waiting_length(self->also_waiting)) < 0
+        || (num_finished = size(output, name_of.finished_req_ids)) < 0)
+        return NULL;
+    PyObject *ids = self->has_request_ids ? CALL(self->account, name_of.request_ids, output, events)
+                                          : Py_NewRef(Py_None);
+    PyObject *free_blocks =
+        ids == NULL ? NULL : PyObject_GetAttr(self->free_blocks, name_of.num_free_blocks);
+    if (free_blocks == NULL) {
+        Py_XDECREF(ids);
+        return NULL;
+    }
+    PyObject *items[] = {
+        Py_NewRef(began),
+        Py_NewRef(ended),
+        Py_NewRef(ended),
+        PyLong_FromSsize_t(deque_length(self->pending)),
+        PyLong_FromSsize_t(num_running),
+        PyLong_FromSsize_t(num_waiting + num_also_waiting),
+        free_blocks,
+        PyLong_FromSsize_t(num_reqs),
+        Py_NewRef(computed),
+        PyLong_FromSsize_t(num_finished),
+        Py_NewRef(events),
+        Py_NewRef(decode),
+        ids,
+    };
+    return tuple_of(items, Py_ARRAY_LENGTH(items));
+}
+
+/* Follows a step with tokens, of which the account may know events. */
+static int
+begin_batch(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssize_t num_reqs,
+            PyObject *computed, PyObject *events)
+{
+    Py_ssize_t surplus = 0, total = count(output, name_of.total_num_scheduled_tokens);
+    if (events != Py_None)
+        surplus = as_count(PySequence_GetItem(events, SURPLUS));
+    if (total < 0 || surplus < 0)
+        return -1;
+    PyObject *decode = Py_None, *both = NULL;
+    if (total - num_reqs != surplus) {
+        both = CALL(self->account, name_of.chunks, output, events);
+        if (both == NULL || !PyArg_ParseTuple(both, "OO", &events, &decode)) {
+            Py_XDECREF(both);
+            return -1;
+        }
+    }
+    PyObject *batch = batch_of(self, output, began, ended, num_reqs, computed, events, decode);
+    Py_XDECREF(both);
+    PyObject *pair = batch == NULL ? NULL : PyTuple_Pack(2, output, batch);
+    Py_XDECREF(batch);
+    int status = pair == NULL ? -1 : append(self->pending, pair);
+    Py_XDECREF(pair);
+    return status;
+}
+
+/* ---- schedule: a step in which requests come, go, or are in prefill ---- */
+
+/* What a batch holds of prefill, added up request by request. */
+typedef struct {
+    PyObject *chunks; /* tokens by request, of the whole batch */
+    PyObject *prefill;
+    Py_ssize_t num_tokens, context;
+} Prefill;
+
+static int
+add_prefill(Prefill *sums, PyObject *req_id, PyObject *chunk, Py_ssize_t num_tokens,
+            Py_ssize_t computed)
+{
+    sums->num_tokens += num_tokens;
+    sums->context += computed;
+    return PyDict_SetItem(sums->prefill, req_id, chunk);
+}
+
+/* Adds one of those watched, if it is in the batch and in prefill; tells whether it was its last
+   chunk. */
+static int
+add_watched(Prefill *sums, PyObject *req_id, PyObject *request)
+{
+    PyObject *chunk = PyDict_GetItemWithError(sums->chunks, req_id);
+    if (chunk == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    Py_ssize_t num_tokens = PyLong_AsSsize_t(chunk);
+    Py_ssize_t computed = num_tokens < 0 ? -1 : count(request, name_of.num_computed_tokens);
+    Py_ssize_t num_outputs = computed < 0 ? -1 : count(request, name_of.num_output_tokens);
+    if (num_outputs < 0)
+        return -1;
+    computed -= num_tokens;
+    Py_ssize_t known = num_outputs == 0 ? 0 : count(request, name_of.num_tokens);
+    if (known < 0)
+        return -1;
+    if ((num_outputs == 0 || known - computed > 1)
+        && add_prefill(sums, req_id, chunk, num_tokens, computed) < 0)
+        return -1;
+    int goes_on = is_true(request, name_of.is_prefill_chunk);
+    return goes_on < 0 ? -1 : !goes_on;
+}
+
+static int
+add_all_watched(Hook *self, Prefill *sums)
+{
+    PyObject *last_chunks = NULL, *req_id, *request;
+    Py_ssize_t place = 0;
+    int is_last = 0;
+    while (is_last >= 0 && PyDict_Next(self->watched, &place, &req_id, &request)) {
+        Py_INCREF(req_id);
+        Py_INCREF(request);
+        is_last = add_watched(sums, req_id, request);
+        if (is_last > 0
+            && ((last_chunks == NULL && (last_chunks = PyList_New(0)) == NULL)
+                || PyList_Append(last_chunks, req_id) < 0))
+            is_last = -1;
+        Py_DECREF(req_id);
+        Py_DECREF(request);
+    }
+    for (Py_ssize_t i = 0; is_last >= 0 && last_chunks && i < PyList_GET_SIZE(last_chunks); i++)
+        is_last = PyDict_DelItem(self->watched, PyList_GET_ITEM(last_chunks, i));
+    Py_XDECREF(last_chunks);
+    return is_last < 0 ? -1 : 0;
+}
+
+/* Adds a request that is in a batch for the first time. */
+static int
+add_new(Hook *self, Prefill *sums, PyObject *data, PyObject *requests, Py_ssize_t *num_new,
+        Py_ssize_t *num_cached, Py_ssize_t *new_context)
+{
+    int status = -1, is_new = 1;
+    PyObject *request = NULL, *streaming = NULL, *chunk;
+    PyObject *req_id = PyObject_GetAttr(data, name_of.req_id);
+    Py_ssize_t computed = req_id == NULL ? -1 : count(data, name_of.num_computed_tokens);
+    if (computed < 0 || (request = PyObject_GetItem(requests, req_id)) == NULL
+        || (streaming = PyObject_GetAttr(request, name_of.streaming_queue)) == NULL)
+        goto end;
+    if (streaming != Py_None) {
+        PyObject *continues = PyObject_CallMethodOneArg(self->account, name_of.continues, request);
+        is_new = continues == NULL ? -1 : !PyObject_IsTrue(continues);
+        Py_XDECREF(continues);
+    }
+    if (is_new < 0)
+        goto end;
+    *num_new += is_new;
+    *num_cached += is_new ? computed : 0;
+    *new_context += computed;
+    if ((chunk = PyDict_GetItemWithError(sums->chunks, req_id)) == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetObject(PyExc_KeyError, req_id);
+        goto end;
+    }
+    Py_ssize_t num_tokens = PyLong_AsSsize_t(chunk);
+    int goes_on = num_tokens < 0 ? -1 : is_true(request, name_of.is_prefill_chunk);
+    if (goes_on < 0 || add_prefill(sums, req_id, chunk, num_tokens, computed) < 0)
+        goto end;
+    status = goes_on ? PyDict_SetItem(self->watched, req_id, request) : 0;
+end:
+    Py_XDECREF(req_id);
+    Py_XDECREF(request);
+    Py_XDECREF(streaming);
+    return status;
+}
+
+/* Tells whether nothing but new requests, finished ones and prefill need be followed. */
+static int
+is_common(Hook *self, PyObject *output, PyObject *cached, PyObject *chunks, PyObject *new)
+{
+    if (self->carried != Py_None || !PyDict_Check(chunks) || PyDict_GET_SIZE(chunks) == 0
+        || !PyList_Check(new))
+        return 0;
+    int answer = is_true(output, name_of.preempted_req_ids);
+    if (answer == 0)
+        answer = is_true(cached, name_of.resumed_req_ids);
+    /* Resumed requests that are told of as if they were new. */
+    for (Py_ssize_t i = 0;
+         answer == 0 && PyDict_GET_SIZE(self->watched) > 0 && i < PyList_GET_SIZE(new); i++) {
+        PyObject *req_id = PyObject_GetAttr(PyList_GET_ITEM(new, i), name_of.req_id);
+        answer = req_id == NULL ? -1 : PyDict_Contains(self->watched, req_id);
+        Py_XDECREF(req_id);
+    }
+    return answer < 0 ? -1 : !answer;
+}
+
+static int
+forget_finished(Hook *self, PyObject *output)
+{
+    PyObject *finished = PyObject_GetAttr(output, name_of.finished_req_ids);
+    PyObject *iterator = finished == NULL ? NULL : PyObject_GetIter(finished), *req_id;
+    Py_XDECREF(finished);
+    if (iterator == NULL)
+        return -1;
+    int status = 0;
+    while (status >= 0 && (req_id = PyIter_Next(iterator)) != NULL) {
+        status = PyDict_Contains(self->watched, req_id);
+        if (status > 0)
+            status = PyDict_DelItem(self->watched, req_id);
+        Py_DECREF(req_id);
+    }
+    Py_DECREF(iterator);
+    return status < 0 || PyErr_Occurred() ? -1 : 0;
+}
+
+/* Keeps account of the step, and returns its events. */
+static PyObject *
+follow(Hook *self, PyObject *output, PyObject *cached, PyObject *chunks)
+{
+    PyObject *new = PyObject_GetAttr(output, name_of.scheduled_new_reqs), *events = NULL;
+    PyObject *requests = NULL;
+    int answer = new == NULL ? -1 : is_common(self, output, cached, chunks, new);
+    if (answer <= 0) {
+        Py_XDECREF(new);
+        return answer < 0 ? NULL
+                          : PyObject_CallMethodOneArg(self->account, name_of.follow, output);
+    }
+    Prefill sums = {chunks, PyDict_New(), 0, 0};
+    Py_ssize_t num_new = 0, num_cached = 0, new_context = 0;
+    if (sums.prefill == NULL)
+        goto end;
+    if (PyDict_GET_SIZE(self->watched) > 0
+        && (forget_finished(self, output) < 0 || add_all_watched(self, &sums) < 0))
+        goto end;
+    if (PyList_GET_SIZE(new) > 0
+        && (requests = PyObject_GetAttr(self->scheduler, name_of.requests)) == NULL)
+        goto end;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(new); i++) {
+        if (add_new(self, &sums, PyList_GET_ITEM(new, i), requests, &num_new, &num_cached,
+                    &new_context) < 0)
+            goto end;
+    }
+    PyObject *items[] = {
+        Py_NewRef(sums.prefill),
+        PyLong_FromSsize_t(sums.num_tokens - PyDict_GET_SIZE(sums.prefill)),
+        PyLong_FromSsize_t(sums.context),
+        PyLong_FromSsize_t(new_context),
+        PyLong_FromSsize_t(num_new),
+        PyLong_FromSsize_t(0),
+        PyLong_FromSsize_t(num_cached),
+        PyLong_FromSsize_t(0),
+        PyLong_FromSsize_t(0),
+    };
+    events = tuple_of(items, Py_ARRAY_LENGTH(items));
+end:
+    Py_DECREF(new);
+    Py_XDECREF(requests);
+    Py_XDECREF(sums.prefill);
+    return events;
+}
+
+/* ---- schedule: every step ---- */
+
+static int
+look(Hook *self, PyObject *output, PyObject *began, PyObject *ended)
+{
+    int status = -1, is_eventful;
+    PyObject *chunks = NULL, *computed = NULL, *events = NULL;
+    PyObject *cached = PyObject_GetAttr(output, name_of.scheduled_cached_reqs);
+    if (cached == NULL
+        || (computed = PyObject_GetAttr(cached, name_of.num_computed_tokens)) == NULL
+        || (chunks = PyObject_GetAttr(output, name_of.num_scheduled_tokens)) == NULL)
+        goto end;
+    Py_ssize_t num_reqs = PyObject_Size(chunks), num_cached = PyObject_Size(computed);
+    if (num_reqs < 0 || num_cached < 0)
+        goto end;
+    is_eventful = num_cached != num_reqs || PyDict_GET_SIZE(self->watched) != 0
+                  || self->carried != Py_None;
+    if (!is_eventful && (is_eventful = is_true(output, name_of.preempted_req_ids)) < 0)
+        goto end;
+    events = is_eventful ? follow(self, output, cached, chunks) : Py_NewRef(Py_None);
+    if (events == NULL)
+        goto end;
+    status = num_reqs == 0
+                 ? done(PyObject_CallMethodOneArg(self->account, name_of.carry, output))
+                 : begin_batch(self, output, began, ended, num_reqs, computed, events);
+end:
+    Py_XDECREF(cached);
+    Py_XDECREF(chunks);
+    Py_XDECREF(computed);
+    Py_XDECREF(events);
+    return status;
+}
+
+static PyObject *
+hook_schedule(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    PyObject *began = has_account(self) ? now(self) : NULL;
+    if (began == NULL)
+        return NULL;
+    PyObject *inner = Py_NewRef(self->inner_schedule);
+    PyObject *output = PyObject_Vectorcall(inner, args, nargs, names);
+    Py_DECREF(inner);
+    PyObject *ended = output == NULL ? NULL : now(self);
+    if (ended == NULL) {
+        Py_XDECREF(output);
+        Py_DECREF(began);
+        return NULL;
+    }
+    if (self->pending != Py_None && look(self, output, began, ended) < 0) {
+        PyObject *error = caught();
+        if (error == NULL || done(CALL(self->account, name_of.not_scheduled, output, error)) < 0)
+            Py_CLEAR(output);
+        Py_XDECREF(error);
+    }
+    Py_DECREF(began);
+    Py_DECREF(ended);
+    return output;
+}
+
+/* ---- update_from_output ---- */
+
+/* What is known of a batch from before its result is taken in. */
+typedef struct {
+    int is_ours;
+    PyObject *id;
+    PyObject *batch;
+    PyObject *drafts;
+} Found;
+
+/* Takes the batch of `output` out of those that are pending; its pair, NULL if there is none. */
+static PyObject *
+take(Hook *self, PyObject *output)
+{
+    if (self->pending == Py_None || deque_length(self->pending) == 0)
+        return NULL;
+    PyObject *pair = PyObject_CallOneArg(deque_popleft, self->pending);
+    if (pair == NULL || PyTuple_GET_ITEM(pair, 0) == output)
+        return pair;
+    /* Not the oldest: back to where it was, and then it is for the account. */
+    PyObject *both[] = {self->pending, pair};
+    int status = done(PyObject_Vectorcall(deque_appendleft, both, 2, NULL));
+    Py_DECREF(pair);
+    PyObject *late = status < 0 ? NULL : CALL(self->account, name_of.is_late, output);
+    int is_late = late == NULL ? 0 : PyObject_IsTrue(late);
+    Py_XDECREF(late);
+    return is_late > 0 ? PyObject_CallOneArg(deque_popleft, self->pending) : NULL;
+}
+
+static int
+find(Hook *self, PyObject *output, PyObject *model_output, Found *found)
+{
+    PyObject *pair = take(self, output);
+    if (pair == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    PyObject *batch = found->batch = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
+    Py_DECREF(pair);
+    if ((found->id = PyIter_Next(self->ids)) == NULL)
+        return -1;
+    found->is_ours = 1;
+    /* Without events and with decode chunks of 1 only there are no drafts. */
+    if (batch == Py_None
+        || (PyTuple_GET_ITEM(batch, EVENTS) == Py_None
+            && PyTuple_GET_ITEM(batch, DECODE) == Py_None))
+        return 0;
+    int has_drafts = is_true(output, name_of.scheduled_spec_decode_tokens);
+    if (has_drafts <= 0)
+        return has_drafts;
+    PyObject *drafts = CALL(self->account, name_of.drafts, output, model_output);
+    if (drafts == NULL)
+        return -1;
+    Py_SETREF(found->drafts, drafts);
+    return 0;
+}
+
+/* Adds up the generated tokens of one client's outputs. */
+static Py_ssize_t
+generated_of(PyObject *client, int has_drafts)
+{
+    PyObject *outputs = PyObject_GetAttr(client, name_of.outputs);
+    if (outputs == NULL)
+        return -1;
+    if (!PyList_Check(outputs)) {
+        PyErr_SetString(PyExc_TypeError, "outputs of an engine core are no list");
+        Py_DECREF(outputs);
+        return -1;
+    }
+    Py_ssize_t length = PyList_GET_SIZE(outputs), sum = 0;
+    int is_plain = 0;
+    if (length > 0 && !has_drafts)
+        is_plain = is_true(PyList_GET_ITEM(outputs, length - 1), name_of.new_token_ids);
+    if (is_plain < 0)
+        sum = -1;
+    else if (is_plain)
+        sum = length;
+    for (Py_ssize_t i = 0; !is_plain && sum >= 0 && i < PyList_GET_SIZE(outputs); i++) {
+        Py_ssize_t tokens = size(PyList_GET_ITEM(outputs, i), name_of.new_token_ids);
+        sum = tokens < 0 ? -1 : sum + tokens;
+    }
+    Py_DECREF(outputs);
+    return sum;
+}
+
+/* Whether the first is the later one; -1 with an exception set. */
+static int
+is_later(PyObject *first, PyObject *second)
+{
+    return PyObject_RichCompareBool(first, second, Py_GT);
+}
+
+/* Tells when a worker had the result ready: `taken`, where it does not say. */
+static PyObject *
+ready_of(Hook *self, PyObject *taken, PyObject *submitted, PyObject *model_output)
+{
+    if (!self->has_workers)
+        return Py_NewRef(taken);
+    PyObject *attributes = PyObject_GenericGetDict(model_output, NULL);
+    if (attributes == NULL)
+        return NULL;
+    PyObject *stamp = PyDict_GetItemWithError(attributes, self->stamp_name);
+    PyObject *ready = NULL, *clock;
+    int answer = 0;
+    if (stamp == NULL) {
+        if (!PyErr_Occurred())
+            ready = Py_NewRef(taken);
+        goto end;
+    }
+    if (!PyArg_ParseTuple(stamp, "UO", &clock, &ready)) {
+        ready = NULL;
+        goto end;
+    }
+    /* Never after it was taken, before the hand-over, or before the result of the last batch. */
+    answer = PyUnicode_Compare(clock, self->stamp_clock) != 0 || is_later(ready, taken);
+    ready = Py_NewRef(answer ? taken : ready);
+    if (is_later(submitted, ready) > 0)
+        Py_SETREF(ready, Py_NewRef(submitted));
+    if (self->previous != Py_None && is_later(self->previous, ready) > 0)
+        Py_SETREF(ready, Py_NewRef(self->previous));
+    if (PyErr_Occurred())
+        Py_CLEAR(ready);
+end:
+    Py_DECREF(attributes);
+    return ready;
+}
+
+static int
+hand_over(Hook *self, PyObject *returned, PyObject *taken, PyObject *updated,
+          PyObject *model_output, Found *found)
+{
+    Py_ssize_t generated = 0, place = 0;
+    PyObject *key, *client;
+    if (!PyDict_Check(returned)) {
+        PyErr_SetString(PyExc_TypeError, "update_from_output returned no dict");
+        return -1;
+    }
+    while (PyDict_Next(returned, &place, &key, &client)) {
+        Py_ssize_t tokens = generated_of(client, found->drafts != Py_None);
+        if (tokens < 0)
+            return -1;
+        generated += tokens;
+    }
+    PyObject *submitted = PyTuple_GET_ITEM(found->batch, SUBMITTED);
+    PyObject *ready = ready_of(self, taken, submitted, model_output);
+    if (ready == NULL)
+        return -1;
+    PyObject *items[] = {
+        Py_NewRef(found->id),
+        Py_NewRef(self->previous),
+        Py_NewRef(ready),
+        Py_NewRef(taken),
+        Py_NewRef(updated),
+        Py_NewRef(found->batch),
+        PyLong_FromSsize_t(generated),
+        Py_NewRef(found->drafts),
+    };
+    PyObject *measurement = tuple_of(items, Py_ARRAY_LENGTH(items));
+    Py_SETREF(self->previous, ready);
+    if (measurement == NULL)
+        return -1;
+    int status = deque_length(self->queue) < self->room
+                     ? append(self->queue, measurement)
+                     : done(PyObject_CallMethodOneArg(self->account, name_of.put, measurement));
+    Py_DECREF(measurement);
+    return status;
+}
+
+/* Hands over a batch that has a result; 0 unless an exception is to reach the engine. */
+static int
+end_batch(Hook *self, PyObject *returned, PyObject *taken, PyObject *model_output, Found *found)
+{
+    PyObject *updated = now(self), *error = NULL;
+    int status = -1;
+    if (updated == NULL)
+        return -1;
+    if (found->batch == Py_None) {
+        Py_SETREF(self->previous, Py_NewRef(taken));
+        status = done(CALL(self->account, name_of.lost, Py_None));
+    } else if (hand_over(self, returned, taken, updated, model_output, found) == 0)
+        status = 0;
+    else if ((error = caught()) != NULL)
+        status = done(CALL(self->account, name_of.lost, error));
+    Py_XDECREF(error);
+    Py_DECREF(updated);
+    return status;
+}
+
+static PyObject *
+hook_update_from_output(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    PyObject *taken = has_account(self) ? now(self) : NULL, *returned = NULL, *error = NULL;
+    if (taken == NULL)
+        return NULL;
+    PyObject *output = argument(args, nargs, names, 0, name_of.scheduler_output);
+    PyObject *model_output = argument(args, nargs, names, 1, name_of.model_runner_output);
+    Found found = {0, NULL, NULL, Py_NewRef(Py_None)};
+
+    if (find(self, output, model_output, &found) < 0) {
+        if ((error = caught()) == NULL || done(CALL(self->account, name_of.failed, error)) < 0)
+            goto end;
+        Py_SETREF(found.drafts, PyTuple_Pack(2, Py_None, Py_None));
+        if (found.drafts == NULL)
+            goto end;
+    }
+    PyObject *inner = Py_NewRef(self->inner_update);
+    returned = PyObject_Vectorcall(inner, args, nargs, names);
+    Py_DECREF(inner);
+    if (!found.is_ours)
+        goto end;
+    if (returned == NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (done(CALL(self->account, name_of.without_result, found.id, found.batch)) == 0)
+            PyErr_Restore(type, value, traceback);
+        else {
+            Py_XDECREF(type);
+            Py_XDECREF(value);
+            Py_XDECREF(traceback);
+        }
+    } else if (end_batch(self, returned, taken, model_output, &found) < 0)
+        Py_CLEAR(returned);
+end:
+    Py_DECREF(taken);
+    Py_XDECREF(error);
+    Py_XDECREF(found.id);
+    Py_XDECREF(found.batch);
+    Py_XDECREF(found.drafts);
+    return returned;
+}
+
+/* ---- The type ---- */
+
+static int
+hook_init(Hook *self, PyObject *args, PyObject *kwargs)
+{
+    int has_workers, has_request_ids, reads_system_clock;
+#define X(name) #name,
+    static char *names[] = {
+        OBJECTS(X) "has_workers", "has_request_ids", "reads_system_clock", NULL};
+#undef X
+#define X(name) PyObject *name;
+    OBJECTS(X)
+#undef X
+#define X(name) &name,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOOOOOOOOOOOOppp", names, OBJECTS(X)
+                                     &has_workers, &has_request_ids, &reads_system_clock))
+        return -1;
+#undef X
+    if (!PyObject_TypeCheck(queue, deque_type) || !PyObject_TypeCheck(pending, deque_type)
+        || !PyDict_Check(watched)) {
+        PyErr_SetString(PyExc_TypeError, "queue and pending must be deques, watched a dict");
+        return -1;
+    }
+#define X(name) Py_XSETREF(self->name, Py_NewRef(name));
+    OBJECTS(X)
+#undef X
+    self->has_workers = has_workers;
+    self->has_request_ids = has_request_ids;
+    self->reads_system_clock = reads_system_clock;
+    self->room = 0;
+    int are_deques = PyObject_TypeCheck(waiting, deque_type)
+                     && PyObject_TypeCheck(also_waiting, deque_type);
+    self->waiting_length = are_deques ? deque_length : PyObject_Size;
+    return 0;
+}
+
+static int
+hook_traverse(Hook *self, visitproc visit, void *arg)
+{
+#define X(name) Py_VISIT(self->name);
+    OBJECTS(X)
+#undef X
+    return 0;
+}
+
+static int
+hook_clear(Hook *self)
+{
+#define X(name) Py_CLEAR(self->name);
+    OBJECTS(X)
+#undef X
+    return 0;
+}
+
+static void
+hook_dealloc(Hook *self)
+{
+    PyObject_GC_UnTrack(self);
+    hook_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef hook_methods[] = {
+    {"schedule", (PyCFunction)(void (*)(void))hook_schedule, METH_FASTCALL | METH_KEYWORDS,
+     "Schedule as before, and read what the next steps will change."},
+    {"update_from_output", (PyCFunction)(void (*)(void))hook_update_from_output,
+     METH_FASTCALL | METH_KEYWORDS, "Take in a result as before, and hand the batch over."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef hook_members[] = {
+#define X(name) {#name, T_OBJECT_EX, offsetof(Hook, name), 0, NULL},
+    OBJECTS(X)
+#undef X
+    {"room", T_PYSSIZET, offsetof(Hook, room), 0, NULL},
+    {"has_workers", T_BOOL, offsetof(Hook, has_workers), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyTypeObject HookType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sched_profiler.engines._vllm_hook.Hook",
+    .tp_doc = "The hook of vllm_hook.py, in C.",
+    .tp_basicsize = sizeof(Hook),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)hook_init,
+    .tp_traverse = (traverseproc)hook_traverse,
+    .tp_clear = (inquiry)hook_clear,
+    .tp_dealloc = (destructor)hook_dealloc,
+    .tp_methods = hook_methods,
+    .tp_members = hook_members,
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "sched_profiler.engines._vllm_hook",
+    .m_doc = "The hook of vllm_hook.py, in C.",
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC
+PyInit__vllm_hook(void)
+{
+#define X(name)                                                                                 \
+    if ((name_of.name = PyUnicode_InternFromString(#name)) == NULL)                                 \
+        return NULL;
+    NAMES(X)
+#undef X
+    PyObject *collections = PyImport_ImportModule("collections");
+    deque_type = collections == NULL
+                     ? NULL
+                     : (PyTypeObject *)PyObject_GetAttrString(collections, "deque");
+    Py_XDECREF(collections);
+    if (deque_type == NULL)
+        return NULL;
+    deque_length = deque_type->tp_as_sequence->sq_length;
+    deque_append = PyObject_GetAttrString((PyObject *)deque_type, "append");
+    deque_popleft = PyObject_GetAttrString((PyObject *)deque_type, "popleft");
+    deque_appendleft = PyObject_GetAttrString((PyObject *)deque_type, "appendleft");
+    if (deque_append == NULL || deque_appendleft == NULL || deque_popleft == NULL)
+        return NULL;
+    PyObject *self = PyModule_Create(&module);
+    if (self != NULL && PyModule_AddType(self, &HookType) < 0)
+        Py_CLEAR(self);
+    return self;
+}

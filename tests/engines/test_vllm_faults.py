@@ -1,0 +1,279 @@
+"""Whatever happens to the records, real vLLM generates what it generates unprofiled, as fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from sched_profiler.reader import read_records
+from sched_profiler.sinks.registry import GROUP
+from sched_profiler.verify import Report, RunReport, verify
+
+pytestmark = pytest.mark.vllm
+
+HERE = Path(__file__).parent
+PLANTED = (
+    "planted-user",
+    "planted-password",
+    "planted-key",
+    "planted-access-key-id",
+    "planted-secret-key",
+)
+
+
+@contextmanager
+def faulty(model: Path, folder: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `faulty.py` with its plug-in installed; it is killed at the end of the block."""
+    info = folder / "site" / "faulty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{GROUP}]\nraising = faulty:raising\nhanging = faulty:hanging\nslow = faulty:slow\n"
+    )
+    environ = {
+        "VLLM_ENABLE_SCHEDULER_PROFILING": str(mode == "workers"),
+        "VLLM_SCHEDULER_PROFILING_LOG": str(folder / "log.jsonl"),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(mode == "workers")),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "PYTHONPATH": f"{HERE}{os.pathsep}{folder / 'site'}",
+    }
+    with (folder / "printed").open("w") as printed:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "faulty.py"), str(model), str(folder), mode],
+            env=os.environ | environ,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def with_group(process: subprocess.Popen[str], signum: int) -> None:
+    """Send a signal to a process and all that it started, as a terminal does."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """Return what the script has told so far."""
+    lines = (folder / "printed").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"')]
+
+
+@attrs.frozen
+class Faults:
+    """What one engine left that met the faults that do not end a process."""
+
+    folder: Path
+    tokens: dict[str, list[list[int]]]
+    times: dict[str, list[float]]
+    printed: str
+
+    def run(self, log: str) -> RunReport:
+        """Return what verify says of the one run of a log."""
+        (run,) = verify(self.folder / log).runs
+        return run
+
+
+@pytest.fixture(scope="module")
+def faults(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    """Let one engine meet them one after the other."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "uploaded").mkdir()
+    mounted = mount(folder / "full", "size=16k") and mount(folder / "read-only", "ro")
+    try:
+        with faulty(model, folder, "in_process") as process:
+            assert process.wait(250) == 0, (folder / "printed").read_text()[-5000:]
+        lines = told(folder)
+        yield Faults(
+            folder,
+            {line["fault"]: line["tokens"] for line in lines if "fault" in line},
+            next(line["times"] for line in lines if "times" in line),
+            (folder / "printed").read_text(),
+        )
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", folder / "full", folder / "read-only"], check=True)
+
+
+def mount(folder: Path, option: str) -> bool:
+    """Mount a small disk; tell whether that is allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        return True
+    folder.rmdir()
+    return False
+
+
+def test_tokens_are_those_of_an_unprofiled_engine_whatever_happens(faults: Faults) -> None:
+    """Each fault has its own generation with the same seeds."""
+    expected = faults.tokens["not profiled"]
+    assert len({tuple(tokens) for tokens in expected}) == len(expected), "they are told apart"
+    assert len(faults.tokens) >= 10
+    for fault, tokens in faults.tokens.items():
+        assert tokens == expected, fault
+
+
+def test_throughput_is_that_of_a_profiler_that_is_well(faults: Faults) -> None:
+    """A sink and a store that hang cost nothing: the best of many short turns, taken in turn.
+
+    Other programs run here too, and hit some of the turns of each mode.
+    """
+    best = {mode: min(times) for mode, times in faults.times.items()}
+    for mode in ("well", "sink hangs", "store hangs"):
+        assert best["not profiled"] / best[mode] > 0.8, best
+
+
+def test_nothing_is_lost_beside_a_sink_that_raises_and_the_log_says_so(faults: Faults) -> None:
+    """Once with a traceback, and no credential in it."""
+    run = faults.run("raises.jsonl")
+    assert (run.num_missing, run.num_dropped, run.end) == (0, 0, "clean")
+    assert run.num_records == faults.run("none.jsonl").num_records
+    assert "failed; serving goes on" in faults.printed
+    assert "no answer from https://***@host/?***" in faults.printed
+    assert f"{run.num_records} records did not reach sink <faulty.Raising" in faults.printed
+
+
+def test_a_slow_sink_gets_all_of_it_late(faults: Faults) -> None:
+    """And so does the log beside it."""
+    run = faults.run("slow.jsonl")
+    assert (run.num_missing, run.end) == (0, "clean")
+
+
+def test_what_a_sink_that_hangs_leaves_unwritten_is_counted(faults: Faults) -> None:
+    """In vLLM's log: all but the batch that it hangs on."""
+    num_left = faults.run("none.jsonl").num_records - 1
+    assert f"the sink still blocks after 10.0 s; {num_left} batch records" in faults.printed
+
+
+@pytest.mark.parametrize("name", ["full", "read-only"])
+def test_a_disk_that_takes_nothing_is_said_once(faults: Faults, name: str) -> None:
+    """Of the full one, what fits is there and the rest is counted; nothing is made on the other."""
+    disk = faults.folder / name
+    if not disk.exists():
+        pytest.skip("only root may mount a file system")
+    num_batches = faults.run("none.jsonl").num_records
+    if name == "full":
+        num_records = len(list(read_records(disk)))
+        assert 0 < num_records < num_batches
+        assert f"{num_batches - num_records} batches have no record" in faults.printed
+    else:
+        assert not list(disk.iterdir())
+        assert f"{num_batches} batches have no record" in faults.printed
+
+
+@pytest.mark.parametrize("store", ["gone", "deaf"])
+def test_what_a_dead_store_does_not_take_waits_in_the_spool(faults: Faults, store: str) -> None:
+    """All of it."""
+    run = faults.run(store)
+    assert (run.num_missing, run.num_dropped, run.end) == (0, 0, "clean")
+    assert f"s3://bucket/{store}/ is not reached in time" in faults.printed
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "ExpiredToken"])
+def test_what_a_store_refuses_for_a_while_arrives_later(faults: Faults, code: str) -> None:
+    """Too many requests, and credentials that are renewed."""
+    assert not list((faults.folder / code).glob("*.gz"))
+    assert f"records wait in {faults.folder / code} and uploading is tried again" in faults.printed
+    assert f"s3://bucket/{code}/ is reached again" in faults.printed
+
+
+def test_all_that_was_uploaded_is_whole(faults: Faults) -> None:
+    """Two runs, each of two generations."""
+    runs = verify(faults.folder / "uploaded").runs
+    assert len(runs) == 2
+    for run in runs:
+        assert run.num_records == 2 * faults.run("none.jsonl").num_records
+        assert (run.num_missing, run.num_duplicates, run.end) == (0, 0, "clean")
+
+
+def test_no_credential_is_in_what_the_engine_printed_or_left(faults: Faults) -> None:
+    """Those of the environment, and those that a sink of somebody else puts into its error."""
+    left = [path.read_bytes() for path in faults.folder.rglob("*.*") if path.is_file()]
+    for secret in PLANTED:
+        assert secret not in faults.printed
+        assert not any(secret.encode() in content for content in left)
+
+
+@attrs.frozen
+class Workers:
+    """What two engine cores left: one was killed, the next interrupted twice.
+
+    Attributes:
+        tokens: what they generated before that.
+        batches: when each batch was scheduled, as the scheduler itself noted.
+        report: what verify says of their log.
+    """
+
+    tokens: dict[str, list[list[int]]]
+    batches: dict[str, list[float]]
+    report: Report
+
+
+@pytest.fixture(scope="module")
+def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
+    """Kill the core of one engine under load, and interrupt the next as a terminal does, twice."""
+    folder = tmp_path_factory.mktemp("workers")
+    with faulty(model, folder, "workers") as process:
+        deadline = time.monotonic() + 250
+        batches = folder / "interrupted.batches"
+        while not batches.exists() or batches.read_bytes().count(b"\n") < 400:
+            assert process.poll() is None, (folder / "printed").read_text()[-5000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with_group(process, signal.SIGINT)
+        time.sleep(0.2)
+        with_group(process, signal.SIGINT)
+        process.wait(60)
+    return Workers(
+        {line["fault"]: line["tokens"] for line in told(folder)},
+        {
+            path.stem: [float(line) for line in path.read_text().splitlines()]
+            for path in folder.glob("*.batches")
+        },
+        verify(folder / "log.jsonl"),
+    )
+
+
+def test_a_killed_engine_core_loses_at_most_its_last_second(workers: Workers) -> None:
+    """Under load; the log can be read, and verify says that there was no end."""
+    run, batches = workers.report.runs[0], workers.batches["killed"]
+    assert (run.gaps, run.num_duplicates, run.num_dropped, run.end) == ([], 0, 0, "none")
+    assert workers.report.num_half_written_lines <= 1
+    assert 100 < run.num_records <= len(batches)
+    assert all(batches[-1] - lost <= 1.0 for lost in batches[run.num_records :])
+
+
+def test_an_engine_that_is_interrupted_twice_loses_nothing(workers: Workers) -> None:
+    """All processes get both signals; a batch that is just being formed at the first is none."""
+    run, batches = workers.report.runs[1], workers.batches["interrupted"]
+    assert (run.num_missing, run.num_duplicates, run.num_dropped) == (0, 0, 0)
+    assert run.num_records > 100
+    assert len(batches) - run.num_records in (0, 1)
+    assert run.end == "clean"
+
+
+def test_tokens_before_a_kill_and_an_interrupt_are_those_of_an_unprofiled_engine(
+    workers: Workers, faults: Faults
+) -> None:
+    """The same prompts and seeds, in another process."""
+    expected = faults.tokens["not profiled"]
+    assert workers.tokens == {"killed": expected, "interrupted": expected}
