@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from sched_profiler.analysis.sample import Sample
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -124,6 +126,8 @@ class Run:
     """Batches without a batch_id."""
     num_dropped: float = -np.inf
     """Records that the engine itself counted as dropped; infinitely few if it counts none."""
+    sample: Sample = attrs.field(factory=Sample)
+    """Batches by which its findings are concluded."""
 
     def add(self, rows: Ints, batch_ids: NDArray[Any], columns: Mapping[str, Floats]) -> None:
         """Add some rows of what `batch_ids` and `columns` hold; NaN is unknown."""
@@ -193,6 +197,7 @@ class Run:
         self._widen(other.first_batch, other.last_batch)
         self.num_unnumbered += other.num_unnumbered
         self.num_dropped = max(self.num_dropped, other.num_dropped)
+        self.sample.merge(other.sample)
 
 
 def _least(values: Floats) -> float:
