@@ -21,6 +21,7 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measured
+import notebook
 
 from sched_profiler import BatchRecord, RunManifest
 from sched_profiler.cli import COMMANDS
@@ -133,6 +134,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help": command_help,
     "manifest fields": manifest_table,
     "metrics": metric_table,
+    "notebook": notebook.page,
 }
 GENERATORS |= {
     f"help {command.name}": functools.partial(command_help, command.name) for command in COMMANDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+import polars as pl
 
 from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.detectors import (
@@ -18,9 +18,12 @@ from sched_profiler.analysis.detectors import (
 )
 from sched_profiler.analysis.detectors.evidence import Evidence
 from sched_profiler.analysis.digest import Digest
+from sched_profiler.analysis.sample import COLUMNS, Excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    import pandas as pd
 
     from sched_profiler.analysis.finding import Finding
     from sched_profiler.manifest import RunManifest
@@ -64,9 +67,9 @@ def find_anomalies(
         (manifest.run_id, manifest.dp_rank): manifest for manifest in manifests
     }
     runs = []
-    for run, num_batches in _runs_of(log):
-        evidence = Evidence.of(run, known.get(_identity(run)), num_batches)
-        if evidence is not None:
+    for excerpt in log.excerpts() if isinstance(log, Digest) else _runs_of(log):
+        manifest = known.get((excerpt.run_id, excerpt.dp_rank))
+        if (evidence := Evidence.of(excerpt, manifest)) is not None:
             runs.append(evidence)
     found = [finding for run in runs for detect in _DETECTORS for finding in detect(run)]
     for group in _side_by_side(runs):
@@ -74,20 +77,18 @@ def find_anomalies(
     return sorted(found, key=lambda finding: finding.severity != "critical")
 
 
-def _runs_of(log: pd.DataFrame | Digest) -> Iterator[tuple[pd.DataFrame, int]]:
-    """Yield the runs of a log, and how many batches each has."""
-    if isinstance(log, Digest):
-        for columns, num_batches in log.samples():
-            yield pd.DataFrame(columns), num_batches
-        return
-    for _, run in log.groupby(np.asarray(log["run"]) if "run" in log else np.zeros(len(log))):
-        yield run, len(run)
-
-
-def _identity(run: pd.DataFrame) -> _Identity:
-    name = run["run_id"].iloc[0] if "run_id" in run else None
-    rank = numbers(run, "dp_rank")[0]
-    return (name if isinstance(name, str) else None, None if np.isnan(rank) else int(rank))
+def _runs_of(df: pd.DataFrame) -> Iterator[Excerpt]:
+    """Yield the runs of a frame, with all their batches."""
+    for _, run in df.groupby(np.asarray(df["run"]) if "run" in df else np.zeros(len(df))):
+        name = run["run_id"].iloc[0] if "run_id" in run else None
+        rank = numbers(run, "dp_rank")[0]
+        yield Excerpt(
+            run=int(run["run"].iloc[0]) if "run" in run else 0,
+            run_id=name if isinstance(name, str) else None,
+            dp_rank=None if np.isnan(rank) else int(rank),
+            num_batches=len(run),
+            rows=pl.DataFrame({name: numbers(run, name) for name in ("batch_id", *COLUMNS)}),
+        )
 
 
 def _side_by_side(runs: list[Evidence]) -> Iterator[list[Evidence]]:

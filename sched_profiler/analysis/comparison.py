@@ -11,6 +11,7 @@ import numpy as np
 
 from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval, quantiles
 from sched_profiler.analysis.columns import numbers, occupied_ms
+from sched_profiler.analysis.markup import preformatted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,6 +120,9 @@ class Comparison:
             )
             parts.append(_table([header, *rows]))
         return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
 
 METRICS = (

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from sched_profiler.analysis.chart import Chart
 from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.comparison import METRICS
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from sched_profiler.analysis.comparison import Comparison, Difference
 
@@ -45,7 +46,7 @@ def plot_comparison(sides: Mapping[str, pd.DataFrame], comparison: Comparison) -
         sides: the frames, by their labels, as they were given to `compare`.
         comparison: what it returned.
     """
-    figure = Figure(figsize=(16, 11), layout="constrained")
+    figure = Chart(figsize=(16, 11), layout="constrained")
     (upper_left, upper_right), (lower_left, lower_right) = figure.subplots(2, 2)
     for axes, (column, title) in zip((upper_left, upper_right, lower_left), _TIMES, strict=True):
         _draw_times(axes, sides, column, title)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval
 from sched_profiler.analysis.columns import numbers, prefill_tokens
+from sched_profiler.analysis.markup import preformatted
 from sched_profiler.analysis.nonnegative import solve
 from sched_profiler.analysis.robust import spread
 from sched_profiler.errors import LogError
@@ -195,6 +196,9 @@ class StepTimeModel:
             f"predicted without having seen them, batches are off by {quality.median_error:.1%} in "
             f"the median and {quality.p95_error:.1%} at P95; all together by {quality.bias:+.1%}"
         )
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
 
 def _remark(term: Term) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from sched_profiler.analysis.chart import Chart
 from sched_profiler.analysis.columns import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from sched_profiler.analysis.cost_model import StepTimeModel
@@ -39,7 +40,7 @@ def plot_residuals(df: pd.DataFrame, model: StepTimeModel) -> Figure:
     errors = 100 * (measured / predicted - 1)
     # Every so many, in their order: a picture of a long log is that of a sample.
     some = np.arange(0, len(measured), max(1, len(measured) // _MOST_POINTS))
-    figure = Figure(figsize=(14, 10), layout="constrained")
+    figure = Chart(figsize=(14, 10), layout="constrained")
     (upper_left, upper_right), (lower_left, lower_right) = figure.subplots(2, 2)
     figure.suptitle(f"Step-time model of {model.num_batches:,} batches")
     low, high = np.quantile(np.concatenate((measured, predicted)), _SHOWN)

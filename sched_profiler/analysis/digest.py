@@ -16,7 +16,7 @@ from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.outline import SERIES, Outline
 from sched_profiler.analysis.runs import Run, starts_over
 from sched_profiler.analysis.sample import COLUMNS as SAMPLED
-from sched_profiler.analysis.sample import share_out
+from sched_profiler.analysis.sample import Excerpt, share_out
 from sched_profiler.analysis.sketch import Sketch
 from sched_profiler.errors import SchedProfilerError
 
@@ -122,7 +122,7 @@ class _Lives:
         self.last = later.last
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Digest:
     """All that the summary, the charts and the findings of some logs need; see `scan`."""
 
@@ -148,6 +148,10 @@ class Digest:
     _named: dict[tuple[Any, ...], Run] = attrs.field(factory=dict)
     _nameless: dict[tuple[Any, ...], _Lives] = attrs.field(factory=dict)
 
+    def __repr__(self) -> str:
+        """Return what it is of: all it holds would fill pages."""
+        return f"<Digest: {self.num_batches:,} batches, {len(self.runs):,} runs>"
+
     @property
     def runs(self) -> list[Run]:
         """All runs."""
@@ -161,12 +165,8 @@ class Digest:
         """How many batches findings are concluded by."""
         return sum(len(run.sample) for run in self.runs)
 
-    def samples(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yield the sample of each run, in the order of their starts, and how long the run is.
-
-        A sample is the columns that findings need: `run`, `run_id`, `dp_rank` and those of
-        `Sample.columns`.
-        """
+    def excerpts(self) -> Iterator[Excerpt]:
+        """Yield the batches that are kept of each run, in the order of the runs' starts."""
         named = [(key, run) for key, run in self._named.items()]
         nameless = [
             ((None, dp_rank), run)
@@ -175,8 +175,13 @@ class Digest:
         ]
         ordered = sorted([*named, *nameless], key=lambda item: item[1].start)
         for number, ((run_id, dp_rank), run) in enumerate(ordered):
-            of_run = {"run": number, "run_id": run_id, "dp_rank": dp_rank}
-            yield of_run | run.sample.columns(), run.num_batches
+            yield Excerpt(
+                run=number,
+                run_id=run_id,
+                dp_rank=dp_rank,
+                num_batches=run.num_batches,
+                rows=run.sample.rows(),
+            )
 
     @classmethod
     def of_frame(cls, df: pd.DataFrame) -> Digest:

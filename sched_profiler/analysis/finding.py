@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import attrs
 
+from sched_profiler.analysis.markup import preformatted
+
 __all__ = ["Finding", "Kind", "Severity"]
 
 Kind = Literal[
@@ -61,3 +63,6 @@ class Finding:
                 f"{'':<10}-> {self.remedy}",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))

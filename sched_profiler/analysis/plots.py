@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+from sched_profiler.analysis.chart import Chart
 from sched_profiler.analysis.digest import Digest
 from sched_profiler.analysis.sketch import Sketch
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -97,7 +98,7 @@ def plot_schedule_against_model_run(log: pd.DataFrame | Digest) -> Figure:
 def plot_overview(log: pd.DataFrame | Digest) -> Figure:
     """Draw all six charts in one picture."""
     digest = _digest(log)
-    figure = Figure(figsize=(20, 11), layout="constrained")
+    figure = Chart(figsize=(20, 11), layout="constrained")
     num_runs = len(digest.runs)
     runs = f" of {num_runs:,} runs" if num_runs > 1 else ""
     figure.suptitle(f"{digest.num_batches:,} batches{runs}", fontsize="x-large")
@@ -111,7 +112,7 @@ def _digest(log: pd.DataFrame | Digest) -> Digest:
 
 
 def _figure(draw: Callable[[Axes, Digest], None], log: pd.DataFrame | Digest) -> Figure:
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = Chart(figsize=(10, 6), layout="constrained")
     _draw(draw, figure.subplots(), _digest(log))
     return figure
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-import pandas as pd
+import polars as pl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,8 @@ def spread(values: Floats) -> float:
 
 def rolling_median(values: Floats, window: int) -> Floats:
     """Return the median of the values around each one, itself included; NaN counts for nothing."""
-    return np.asarray(pd.Series(values).rolling(window, center=True, min_periods=1).median())
+    series = pl.Series(values, nan_to_null=True)
+    return series.rolling_median(window, center=True, min_samples=1).to_numpy()
 
 
 def chance_of_as_many(count: int, expected: float) -> float:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
+import polars as pl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-__all__ = ["COLUMNS", "MAX_STRETCHES", "Sample", "share_out"]
+__all__ = ["COLUMNS", "MAX_STRETCHES", "Excerpt", "Sample", "share_out"]
 
 COLUMNS = (
     "timestamp",
@@ -54,6 +56,20 @@ MAX_STRETCHES = 256
 
 _STRETCH_BITS = 9
 _NUMBER_BITS = 63 - _STRETCH_BITS
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Excerpt:
+    """Some batches of a run, or all of them."""
+
+    run: int
+    """Number of the run, as `load` counts them."""
+    run_id: str | None
+    dp_rank: int | None
+    num_batches: int
+    """How many the run has."""
+    rows: pl.DataFrame
+    """`batch_id` and `COLUMNS`, all of them numbers, NaN where unknown."""
 
 
 def share_out(samples: Iterable[Sample]) -> None:
@@ -114,12 +130,12 @@ class Sample:
         if len(self._stretches) > most:
             self._cut_at(sorted(self._stretches)[most])
 
-    def columns(self) -> dict[str, Floats]:
-        """Return `COLUMNS` and `batch_id` of the batches that are kept, in their order."""
+    def rows(self) -> pl.DataFrame:
+        """Return `batch_id` and `COLUMNS` of the batches that are kept, in their order."""
         parts = [part for parts in self._stretches.values() for part in parts]
         rows = np.concatenate([np.empty((0, 1 + len(COLUMNS))), *parts])
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
-        return dict(zip(("batch_id", *COLUMNS), rows.T, strict=True))
+        return pl.DataFrame(rows, schema=["batch_id", *COLUMNS])
 
     def _cut_at(self, limit: int) -> None:
         self._limit = limit

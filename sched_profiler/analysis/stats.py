@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import numpy as np
 
 from sched_profiler.analysis.digest import Digest
+from sched_profiler.analysis.markup import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +125,13 @@ class Summary:
 
     def __str__(self) -> str:
         """Return an aligned text of about 20 lines."""
-        return "\n".join([_headline(self), "", *_table(self), "", *_facts(self)])
+        facts = [f"{label:<{_LABEL_WIDTH}}{fact}" for label, fact in _facts(self)]
+        return "\n".join([_headline(self), "", *_table(self), "", *facts])
+
+    def _repr_html_(self) -> str:
+        header, *rows = _distributions(self)
+        tables = table(rows, header) + table(_facts(self))
+        return f"<p>{escape(_headline(self))}</p>{tables}"
 
 
 def summarize(log: pd.DataFrame | Digest) -> Summary:
@@ -243,9 +251,20 @@ def _headline(summary: Summary) -> str:
 
 
 def _table(summary: Summary) -> list[str]:
+    header, *rows = _distributions(summary)
+    return [_line(label, cells) for label, *cells in (header, *rows)]
+
+
+def _line(label: str, cells: list[str]) -> str:
+    if len(cells) == 1:  # of a quantity that nothing is known of
+        return f"{label:<{_LABEL_WIDTH}}{cells[0]}"
+    return f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
+
+
+def _distributions(summary: Summary) -> list[list[str]]:
+    """Return a header and a row for each distribution."""
     columns = ("mean", "min", "p50", "p95", "p99", "max")
-    names = (name.upper() if name.startswith("p") else name for name in columns)
-    lines = [" " * _LABEL_WIDTH + "".join(f"{name:>{_CELL_WIDTH}}" for name in names)]
+    rows = [["", *(name.upper() if name.startswith("p") else name for name in columns)]]
     for label, distribution, digits, nothing in (
         ("schedule, ms", summary.schedule_duration_ms, 3, _UNKNOWN),
         ("model run, ms", summary.model_run_duration_ms, 3, _UNKNOWN),
@@ -254,14 +273,13 @@ def _table(summary: Summary) -> list[str]:
         ("decode chunk, tokens", summary.decode_chunk_size, 1, "none"),
     ):
         if distribution is None:
-            lines.append(f"{label:<{_LABEL_WIDTH}}{nothing}")
+            rows.append([label, nothing])
             continue
-        cells = (f"{getattr(distribution, name):>{_CELL_WIDTH},.{digits}f}" for name in columns)
-        lines.append(f"{label:<{_LABEL_WIDTH}}" + "".join(cells))
-    return lines
+        rows.append([label, *(f"{getattr(distribution, name):,.{digits}f}" for name in columns)])
+    return rows
 
 
-def _facts(summary: Summary) -> list[str]:
+def _facts(summary: Summary) -> list[tuple[str, str]]:
     s = summary
     facts = [
         ("scheduling", _percent(s.schedule_share_of_step, " of the step")),
@@ -291,7 +309,7 @@ def _facts(summary: Summary) -> list[str]:
         )
         if number
     ]
-    return [f"{label:<{_LABEL_WIDTH}}{fact}" for label, fact in facts]
+    return facts
 
 
 _UNKNOWN = "not recorded"

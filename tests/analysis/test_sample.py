@@ -28,7 +28,7 @@ def add(made: Sample, ids: np.ndarray) -> None:
 
 def stretches_of(made: Sample) -> list[int]:
     """Return the numbers of the stretches that are kept, all of which must be whole."""
-    ids = made.columns()["batch_id"].astype(np.int64)
+    ids = made.rows()["batch_id"].to_numpy().astype(np.int64)
     assert (np.diff(ids) > 0).all()
     numbers, counts = np.unique(ids // _STRETCH, return_counts=True)
     assert set(counts) <= {_STRETCH}
@@ -43,8 +43,8 @@ def test_what_is_kept_is_spread_evenly_over_the_run() -> None:
     assert stretches_of(made) == list(range(0, 64, 4))
     made.cut(5)
     assert stretches_of(made) == [0, 8, 16, 32, 48]
-    columns = made.columns()
-    assert columns["kv_cache_usage"].tolist() == columns["batch_id"].tolist()
+    rows = made.rows()
+    assert rows["kv_cache_usage"].to_list() == rows["batch_id"].to_list()
 
 
 @given(

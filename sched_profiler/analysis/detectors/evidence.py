@@ -13,10 +13,10 @@ from sched_profiler.analysis.finding import Finding
 from sched_profiler.analysis.robust import chance_of_as_many
 
 if TYPE_CHECKING:
-    import pandas as pd
     from numpy.typing import NDArray
 
     from sched_profiler.analysis.finding import Kind, Severity
+    from sched_profiler.analysis.sample import Excerpt
     from sched_profiler.manifest import RunManifest
 
     Floats = NDArray[np.float64]
@@ -39,7 +39,8 @@ _ALL_GOES_WELL = 0.1
 class Evidence:
     """One run as a detector sees it; every array has a number a batch, NaN where unknown."""
 
-    df: pd.DataFrame
+    excerpt: Excerpt
+    """All of it but the first batches of the run."""
     manifest: RunManifest | None
     wall_ms: Floats
     """Wall time of each batch: see `occupied_ms`."""
@@ -49,29 +50,23 @@ class Evidence:
     """See `Finding`."""
 
     @classmethod
-    def of(
-        cls, run: pd.DataFrame, manifest: RunManifest | None, num_batches: int
-    ) -> Evidence | None:
-        """Return the evidence of a run, or None where it is too short to tell.
-
-        Args:
-            run: its batches, or some of them.
-            manifest: of the run.
-            num_batches: how many it has.
-        """
-        df = run.iloc[_WARM_UP:]
-        if len(df) < _FEWEST:
+    def of(cls, excerpt: Excerpt, manifest: RunManifest | None) -> Evidence | None:
+        """Return the evidence of a run, or None where it is too short to tell."""
+        rows = excerpt.rows[_WARM_UP:]
+        if len(rows) < _FEWEST:
             return None
-        return cls(df, manifest, occupied_ms(df), cells(df), len(run) / num_batches)
+        looked_at = len(excerpt.rows) / excerpt.num_batches
+        excerpt = attrs.evolve(excerpt, rows=rows)
+        return cls(excerpt, manifest, occupied_ms(rows), cells(rows), looked_at)
 
     def column(self, name: str) -> Floats:
         """Return a column of the log."""
-        return numbers(self.df, name)
+        return numbers(self.excerpt.rows, name)
 
     @property
     def prefill_tokens(self) -> Floats:
         """Tokens of prefill in each batch."""
-        return prefill_tokens(self.df)
+        return prefill_tokens(self.excerpt.rows)
 
     @property
     def step_ms(self) -> float:
@@ -147,9 +142,9 @@ class Evidence:
             numbers={
                 name: _rounded(value) for name, value in numbers.items() if not np.isnan(value)
             },
-            run=int(self.df["run"].iloc[0]) if "run" in self.df else 0,
+            run=self.excerpt.run,
             dp_rank=self.dp_rank,
-            batch_ids=tuple(int(self.df["batch_id"].iloc[row]) for row in rows),
+            batch_ids=tuple(map(int, self.column("batch_id")[rows])),
             remedy=remedy,
             looked_at=self.looked_at,
         )
@@ -157,8 +152,7 @@ class Evidence:
     @property
     def dp_rank(self) -> int | None:
         """Data-parallel rank of the engine, if it has one."""
-        rank = self.column("dp_rank")[0]
-        return None if np.isnan(rank) else int(rank)
+        return self.excerpt.dp_rank
 
 
 def _rounded(value: Any) -> float:

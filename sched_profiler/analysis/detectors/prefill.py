@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+from sched_profiler.analysis.composition import usual
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,7 @@ def interference(run: Evidence) -> Iterator[Finding]:
     has_prefill = run.column("num_prefill_reqs") > 0
     alone = (decodes > 0) & ~has_prefill & ~np.isnan(model)
     size = np.rint(np.log2(1 + decodes) * _PER_OCTAVE)
-    by_size = pd.Series(model[alone]).groupby(size[alone])
-    usual = by_size.median()[by_size.size() >= _FEWEST_ALIKE]
-    beside = usual.reindex(size).to_numpy()
+    beside = usual(model[alone], size[alone], size, _FEWEST_ALIKE)
     mixed = (decodes > 0) & has_prefill & ~np.isnan(model) & ~np.isnan(beside)
     if mixed.sum() < _FEWEST:
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from sched_profiler.analysis.composition import usual
 from sched_profiler.analysis.robust import spread
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ def _relative(run: Evidence, others: Sequence[Evidence]) -> Floats:
     Each of the others counts the same, and the median of them is what is usual.
     """
     model = run.column("model_run_duration_ms")
-    usual = []
-    for other in others:
-        of_other = pd.Series(other.column("model_run_duration_ms")).groupby(other.cell)
-        alike = of_other.median()[of_other.count() >= _FEWEST_ALIKE]
-        usual.append(alike.reindex(run.cell).to_numpy())
-    table = np.vstack(usual)
+    table = np.vstack(
+        [
+            usual(other.column("model_run_duration_ms"), other.cell, run.cell, _FEWEST_ALIKE)
+            for other in others
+        ]
+    )
     known = ~np.isnan(table).all(axis=0)
     beside = np.full(len(model), np.nan)
     beside[known] = np.nanmedian(table[:, known], axis=0)

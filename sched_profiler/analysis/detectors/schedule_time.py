@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+import polars as pl
 
 from sched_profiler.analysis.robust import change_point, rolling_median
 
@@ -77,11 +77,14 @@ def drift(run: Evidence) -> Iterator[Finding]:
     Among batches that hold about the same, each has a rank by its schedule time, from 0 to 1.
     Where nothing changes, the ranks are the same all along, however the load may change.
     """
-    schedule = pd.Series(run.column("schedule_duration_ms"))
-    alike = schedule.groupby(run.cell)
-    rank = alike.rank(pct=True).to_numpy()
+    batches = pl.DataFrame(
+        {"schedule": run.column("schedule_duration_ms"), "cell": run.cell}, nan_to_null=True
+    )
+    schedule = pl.col("schedule")
+    rank = batches.select((schedule.rank() / schedule.count()).over("cell")).to_series().to_numpy()
     # Among few, a rank says nothing.
-    rows = np.flatnonzero(alike.transform("size") >= _FEWEST_TO_RANK)
+    enough = batches.select((pl.len() >= _FEWEST_TO_RANK).over("cell")).to_series()
+    rows = np.flatnonzero(enough.to_numpy())
     if len(rows) < _BLOCKS * _FEWEST_ALIKE:
         return
     blocks = np.array_split(rows, _BLOCKS)
@@ -90,12 +93,12 @@ def drift(run: Evidence) -> Iterator[Finding]:
     if rise < _DRIFT_RANK or rise < _DRIFT_NOISE * change.noise:
         return
     row = int(blocks[change.index][0])
-    is_after = np.arange(len(schedule)) >= row
-    before, after = _before_and_after(schedule, run.cell, is_after)
+    is_after = np.arange(len(batches)) >= row
+    before, after = _before_and_after(batches.with_columns(is_after=is_after))
     added = (after - before) / run.step_ms if run.step_ms else 0.0
     if after < _DRIFT_TIMES * before or added < _DRIFT_OF_STEP:
         return
-    where = int(run.df["batch_id"].iloc[row])
+    where = int(run.column("batch_id")[row])
     how = f"since batch {where:,}" if change.is_step else "by and by"
     yield run.finding(
         "schedule_drift",
@@ -116,14 +119,23 @@ def drift(run: Evidence) -> Iterator[Finding]:
     )
 
 
-def _before_and_after(schedule: pd.Series, cell: Ints, is_after: Mask) -> tuple[float, float]:
+def _before_and_after(batches: pl.DataFrame) -> tuple[float, float]:
     """Return what a batch took on either side of a change, in ms, for the same mix of batches."""
-    sides = [schedule[side].groupby(cell[side]) for side in (~is_after, is_after)]
-    sizes = pd.concat([side.size() for side in sides], axis="columns").min(axis=1, skipna=False)
-    weights = sizes[sizes >= _FEWEST_ALIKE]
-    if weights.empty:
-        return 1.0, 1.0
-    before, after = (
-        float(np.average(side.median().reindex(weights.index), weights=weights)) for side in sides
+    schedule, is_after = pl.col("schedule"), pl.col("is_after")
+    before, after = schedule.filter(~is_after), schedule.filter(is_after)
+    alike = (
+        batches.group_by("cell", maintain_order=True)
+        .agg(
+            before.median().alias("before"),
+            after.median().alias("after"),
+            pl.min_horizontal(before.len(), after.len()).alias("weight"),
+        )
+        .filter(pl.col("weight") >= _FEWEST_ALIKE)
     )
-    return max(before, _RESOLUTION_MS), after
+    if alike.is_empty():
+        return 1.0, 1.0
+    weights = alike["weight"].to_numpy()
+    took = (
+        float(np.average(alike[side].to_numpy(), weights=weights)) for side in ("before", "after")
+    )
+    return max(next(took), _RESOLUTION_MS), next(took)
