@@ -48,7 +48,7 @@ docs: $(READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: export PYTHONPATH := bench:examples
+bench: export PYTHONPATH := bench:examples:tests
 bench: export VLLM_LOGGING_LEVEL := ERROR
 bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, half an hour
 	$(BIN)/python bench/hook_cost.py
@@ -59,11 +59,14 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/end_to_end.py --layers 12
 	$(BIN)/python bench/delivery_rate.py
 	$(BIN)/python bench/validate_rate.py
+	$(BIN)/python bench/findings.py --real
+	$(BIN)/python bench/compare_coverage.py
+	$(BIN)/python bench/analysis_rate.py
 
 .PHONY: fuzz
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
 	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \
-		tests/test_fuzz.py tests/test_validate.py $(PYTEST_ARGS)
+		tests/test_fuzz.py tests/test_validate.py tests/analysis/test_lines.py $(PYTEST_ARGS)
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour

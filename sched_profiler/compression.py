@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
                 f"install it with: {install_command('zstd')}"
             )
         reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return cast("BinaryIO", reader)
+        return cast("BinaryIO", io.BufferedReader(reader, _CHUNK_BYTES))
     return stream
 
 

@@ -21,15 +21,27 @@ from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part
 from sched_profiler.redact import is_url, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["LogFile", "LogPath", "find_logs", "find_manifests", "logs_to_read", "open_log"]
+__all__ = [
+    "LogFile",
+    "LogPath",
+    "find_logs",
+    "find_manifests",
+    "is_compressed",
+    "is_parquet",
+    "logs_to_read",
+    "open_file",
+    "open_log",
+]
 
 LogPath = str | os.PathLike[str]
 """Where a log is: a path, a folder, a pattern, or a URL of any of these."""
 
 _LOG_SUFFIX = ".jsonl"
+_PARQUET_SUFFIX = ".parquet"
+_KINDS = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet"
 
 
 class _Place(Protocol):
@@ -63,8 +75,8 @@ class LogFile:
 def find_logs(*logs: LogPath) -> list[LogFile]:
     """Return the files that logs stand for, each once: closed parts of a log before what grows.
 
-    In a folder, or under a prefix, those are the files whose names end with `.jsonl`, `.jsonl.gz`
-    or `.jsonl.zst`, at any depth.
+    In a folder, or under a prefix, those are the files whose names end with `.jsonl`, `.jsonl.gz`,
+    `.jsonl.zst` or `.parquet`, at any depth.
 
     Raises:
         LogError: if a log does not exist or holds no file.
@@ -154,9 +166,29 @@ def find_manifests(*logs: LogPath) -> dict[str, bytes]:
     return found
 
 
+def is_compressed(file: LogFile) -> bool:
+    """Tell whether a file can only be read from its start."""
+    return file.path.endswith(COMPRESSED)
+
+
 @contextmanager
-def open_log(file: LogFile) -> Iterator[BinaryIO]:
-    """Open a file of a log for reading, uncompressed; the block reads it.
+def open_file(file: LogFile) -> Iterator[BinaryIO]:
+    """Open a file for reading as it is; the block reads it.
+
+    Raises:
+        LogError: if it cannot be read, also in the block.
+    """
+    with file.place.reading(file.path), file.place.open(file.path)[1] as stream:
+        yield stream
+
+
+@contextmanager
+def open_log(file: LogFile) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+    """Open a file of a log for reading; the block reads it.
+
+    Returns:
+        what reads it without compression, and a function that tells how many of its bytes on the
+        disk are read.
 
     Raises:
         LogError: if it cannot be read, also in the block.
@@ -164,7 +196,7 @@ def open_log(file: LogFile) -> Iterator[BinaryIO]:
     with file.place.reading(file.path):
         path, opened = file.place.open(file.path)
         with opened as stream, compression.read_errors(file.name):
-            yield compression.decompressed(stream, path)
+            yield compression.decompressed(stream, path), stream.tell
 
 
 def _order(file: LogFile) -> tuple[str, bool, str]:
@@ -173,7 +205,12 @@ def _order(file: LogFile) -> tuple[str, bool, str]:
 
 
 def _is_log(name: str) -> bool:
-    return _plain(name).endswith(_LOG_SUFFIX)
+    return name.endswith(_PARQUET_SUFFIX) or _plain(name).endswith(_LOG_SUFFIX)
+
+
+def is_parquet(file: LogFile) -> bool:
+    """Tell whether a file is Parquet, which has no lines."""
+    return file.path.endswith(_PARQUET_SUFFIX)
 
 
 def _hidden(path: str) -> bool:
@@ -231,9 +268,7 @@ def _on_disk(name: str) -> list[LogFile]:
         # What is gone by now got another name since it was listed, and is found when it is opened.
         paths = [path for path in paths if Path(path).is_file() or not os.path.lexists(path)]
         if not paths:
-            raise LogError(
-                f"{name} is a folder without a log in it (*.jsonl, *.jsonl.gz, *.jsonl.zst)"
-            )
+            raise LogError(f"{name} is a folder without a log in it ({_KINDS})")
     elif glob.has_magic(name) and not Path(name).exists():
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
         paths = [path for path in matching if Path(path).is_file() and not _is_manifest(path)]
@@ -271,5 +306,5 @@ def _in_store(url: str) -> list[LogFile]:
         remedy = "check the bucket and the prefix"
         if any(map(_is_manifest, sizes)):
             remedy = "a run there has not uploaded its first part yet: try again in a minute"
-        raise LogError(f"{store.url} holds no log (*.jsonl, *.jsonl.gz, *.jsonl.zst); {remedy}")
+        raise LogError(f"{store.url} holds no log ({_KINDS}); {remedy}")
     return [LogFile(store.name(path), sizes[path], path, store) for path in _without_twins(paths)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import posixpath
 import threading
@@ -34,6 +35,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where a file needs its folder; object stores have none, and some would take it for a bucket.
 _WITH_FOLDERS = ("dbfs", "file", "ftp", "hdfs", "local", "sftp", "smb", "ssh", "webhdfs")
 _WITHOUT_CREDENTIALS = ("s3", "s3a", "gs", "gcs")
+
+_BUFFER_BYTES = 1 << 20
 
 
 def require(url: str) -> None:
@@ -135,7 +138,8 @@ class Store:
             LogError: if it cannot be opened.
         """
         with self._errors(LogError, path):
-            return path, self._opened().open(path, "rb")
+            # Lines cannot be read up to some length from what fsspec opens.
+            return path, io.BufferedReader(self._opened().open(path, "rb"), _BUFFER_BYTES)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:

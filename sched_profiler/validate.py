@@ -109,8 +109,9 @@ def validate(*logs: LogPath, limit: int = 20) -> Report:
 
 def _violations_of_block(block: Block, report: Report, tally: Tally) -> Iterator[Violation]:
     lines = block.data.split(b"\n")
+    lines[-1] = block.following
     accept = _strict_decoder().decode
-    for index, line in enumerate(lines):
+    for index, line in enumerate(lines[:-1]):
         try:
             accept(_shortened(line))
         except _NOT_ACCEPTED:
@@ -125,7 +126,7 @@ def _violations_of_block(block: Block, report: Report, tally: Tally) -> Iterator
                 report.num_invalid_records += 1
                 # Not as a list: a long line of zeros has millions.
                 for path, reason in itertools.chain((first,), found):
-                    yield Violation(block.log, block.first_line + index, path, reason)
+                    yield Violation(block.log, block.line_number(index), path, reason)
         report.num_records += 1
 
 

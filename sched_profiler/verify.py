@@ -20,7 +20,7 @@ from sched_profiler.clock import SYSTEM_CLOCK
 from sched_profiler.errors import printable
 from sched_profiler.log_files import find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
-from sched_profiler.reader import Tally, decode_block, empty_error, read_blocks
+from sched_profiler.reader import Tally, empty_error, file_records
 from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
@@ -230,16 +230,15 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
     for file in logs_to_read(*logs):
         names.add(file.name.rpartition("/")[2])
         lives = 0
-        for block in read_blocks(file, tally):
-            for record in decode_block(block, tally, _itself, skip_invalid=skip_invalid):
-                key: Any = (record.run_id, record.dp_rank)
-                if record.run_id is None:
-                    # A log of the original feature: each start of the engine begins at 0.
-                    lives += record.batch_id == 0
-                    key = (None, record.dp_rank, file.name, lives)
-                if key not in seen:
-                    seen[key] = _Seen(record)
-                seen[key].add(record)
+        for record in file_records(file, tally, skip_invalid=skip_invalid):
+            key: Any = (record.run_id, record.dp_rank)
+            if record.run_id is None:
+                # A log of the original feature: each start of the engine begins at 0.
+                lives += record.batch_id == 0
+                key = (None, record.dp_rank, file.name, lives)
+            if key not in seen:
+                seen[key] = _Seen(record)
+            seen[key].add(record)
     found = {run.run_id for run in seen.values()}
     # A run none of whose records is here is ours to miss only if it wrote to one of these files.
     silent = [m for m in manifests.values() if m.run_id not in found and _belongs(m, logs, names)]
@@ -253,10 +252,6 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
         num_skipped_lines=tally.num_skipped_lines,
         num_half_written_lines=tally.num_half_written_lines,
     )
-
-
-def _itself(record: BatchRecord) -> BatchRecord:
-    return record
 
 
 def _manifests(*logs: LogPath) -> dict[str, RunManifest]:

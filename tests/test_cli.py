@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -9,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from simulated_engine import Load, Setup, SimulatedEngine
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import __version__
 from sched_profiler.cli import main
+from sched_profiler.cli.terminal import progress
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
 
@@ -60,6 +63,39 @@ def test_analyze_prints_a_summary(log: Path, capsys: Capture) -> None:
     captured = capsys.readouterr()
     assert captured.out.startswith("40 batches of 1 run")
     assert captured.err == ""
+
+
+def test_analyze_says_what_is_wrong(tmp_path: Path, capsys: Capture) -> None:
+    """Below the summary, and in its JSON; the limits of the scheduler are in the manifest."""
+    engine = SimulatedEngine(setup=Setup(max_num_seqs=8), load=Load(requests_per_s=30))
+    log = write_log(tmp_path / "run.jsonl", engine.run(500))
+    write_manifest(tmp_path / "run.run.json", engine.manifest())
+    assert main(["analyze", str(log)]) == 0
+    printed = capsys.readouterr().out
+    assert "\n\n1 finding\n\ncritical  Requests wait for " in printed
+    assert "max_num_seqs (8) are running" in printed
+    assert main(["analyze", str(log), "--json"]) == 0
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["kind"] == "queue_blocked"
+    assert finding["batch_ids"]
+
+
+def test_analyze_says_how_much_of_a_long_log_its_findings_are_about(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its text, and for programs."""
+    monkeypatch.setattr("sched_profiler.analysis.sample.MAX_STRETCHES", 2)
+    log = write_log(tmp_path / "run.jsonl", records(3_000))
+    assert main(["analyze", str(log)]) == 0
+    assert "no findings in 1,024 batches, which are spread" in capsys.readouterr().out
+    assert main(["analyze", str(log), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_batches_looked_at"] == 1_024
+
+
+def test_analyze_says_that_nothing_is_wrong(log: Path, capsys: Capture) -> None:
+    """Silence could mean anything."""
+    assert main(["analyze", str(log)]) == 0
+    assert capsys.readouterr().out.endswith("\n\nno findings\n")
 
 
 def test_several_logs_are_taken_together(log: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -212,17 +248,17 @@ def test_wrong_arguments_are_2_as_well(arguments: list[str], capsys: Capture) ->
     assert "usage:" in capsys.readouterr().err
 
 
-def test_without_pandas_the_error_says_what_to_install(log: Path) -> None:
+def test_without_polars_the_error_says_what_to_install(log: Path) -> None:
     """The base install is for engines and has none."""
     code = (
-        "import sys; sys.modules['pandas'] = None\n"
+        "import sys; sys.modules['polars'] = None\n"
         "from sched_profiler.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = run("-c", code, "analyze", log)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "sched-profiler: analyze needs pandas, which is not installed; "
+        "sched-profiler: analyze needs polars, which is not installed; "
         'install it with: pip install "sched-profiler[analysis]"\n'
     )
 
@@ -232,7 +268,8 @@ def test_nothing_of_the_analysis_is_loaded_before_it_is_needed(module: str) -> N
     """Help must be quick, and engines have no pandas."""
     code = (
         f"import sys, {module}\n"
-        "print(*sorted({'pandas', 'numpy', 'pyarrow', 'matplotlib', 'vllm'} & set(sys.modules)))"
+        "heavy = {'pandas', 'polars', 'numpy', 'pyarrow', 'matplotlib', 'vllm'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     done = run("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "")
@@ -260,19 +297,40 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sched_profiler.analysis.summarize", interrupt)
+    monkeypatch.setattr("sched_profiler.analysis.stats.summarize", interrupt)
     assert main(["analyze", str(log)]) == 130
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_long_log_shows_progress_on_a_terminal(
+def test_work_that_takes_long_shows_progress_on_a_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far it is, how fast, and how long it will take; all is taken away at the end."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    times = iter([0.0, 0.5, 2.0, 2.05, 4.0])
+    with progress("reading", lambda: next(times)) as advance:
+        assert advance is not None
+        for done in (10, 20, 25, 3_000):
+            advance(done * 1_000_000, 4_000_000_000)
+    shown = capsys.readouterr().err.split("\r")
+    assert shown == [
+        "",
+        "reading   0% [........................] 20 of 4,000 MB, 10 MB/s, 6:38 left",
+        "reading  75% [##################......] 3,000 of 4,000 MB, 750 MB/s, 0:01 left",
+        " " * len(shown[2]),
+        "",
+    ]
+
+
+def test_quick_work_and_work_without_a_terminal_show_nothing(
     log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And takes it away at the end."""
-    monkeypatch.setattr("sched_profiler.cli._LONG_LOGS_BYTES", 1)
+    """A log file of a job is no place for a bar."""
+    with progress("reading") as advance:
+        assert advance is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["analyze", str(log)]) == 0
-    assert capsys.readouterr().err == "\rreading 100%\r            \r"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("start", [["-m", "sched_profiler"], [EXAMPLE]])
@@ -346,6 +404,117 @@ def test_without_the_extra_validate_says_what_to_install(log: Path, module: str)
         f"sched-profiler: validate needs {module}, which is not installed; "
         'install it with: pip install "sched-profiler[validate]"\n'
     )
+
+
+def test_slow_shows_the_slow_batches(tmp_path: Path, capsys: Capture) -> None:
+    """What they held, who was in them, and what is usual."""
+    log = write_log(
+        tmp_path / "run.jsonl",
+        [
+            *(batch(number, decode=[1] * 9) for number in range(50)),
+            batch(50, decode=[1] * 9, schedule_ms=12.5, request_ids=list("abcdefghi")),
+            batch(51, prefill=[64] * 9, schedule_ms=11),
+        ],
+    )
+    assert main(["slow", str(log), "--schedule-over", "10ms"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines()[0] == "batch 50 of run 0, at 0.500 s, over the limit in schedule"
+    assert "0 prefill (0 tokens), 9 decode (9 tokens); 9 running, 0 waiting" in first
+    assert "  who     a, b, c, d, e, f, g, h, ..." in first
+    assert "schedule 12.5 (usual 1, z +575.0)" in first
+    assert "9 prefill (576 tokens: 64, 64, 64, 64, 64, 64, 64, 64, ...)" in second
+    assert second.endswith("nothing like it in its run to compare with\n")
+
+
+def test_slow_as_data_and_with_nothing_slow(log: Path, capsys: Capture) -> None:
+    """Nothing slow is said, or is an empty list."""
+    assert main(["slow", str(log), "--total-over", "9s"]) == 0
+    assert capsys.readouterr().out == "none of 40 batches is over a limit\n"
+    assert main(["slow", str(log), "--total-over", "9s", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["slow", str(log), "--model-over", "1us", "--top", "3", "--json"]) == 0
+    assert [one["over"] for one in json.loads(capsys.readouterr().out)] == [["model run"]] * 3
+
+
+@pytest.mark.parametrize("time", ["10 m", "fast", "-1ms", "nan"])
+def test_slow_takes_durations_only(log: Path, capsys: Capture, time: str) -> None:
+    """The message says what they look like."""
+    with pytest.raises(SystemExit) as end:
+        main(["slow", str(log), f"--schedule-over={time}"])
+    assert end.value.code == 2
+    assert "is no duration; expected a number with us, ms or s" in capsys.readouterr().err
+
+
+def test_compare_names_sides_by_what_differs(tmp_path: Path, capsys: Capture) -> None:
+    """A table for each, and with --out a picture and the data."""
+    logs = []
+    for number, budget in enumerate((256, 2048)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        engine = SimulatedEngine(run_id=f"r{number}", setup=Setup(token_budget=budget))
+        logs.append(str(write_log(folder / "run.jsonl", engine.run(300))))
+        write_manifest(folder / "run.run.json", engine.manifest())
+    out = tmp_path / "out"
+    assert main(["compare", *logs, "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [side["label"] for side in json.loads(printed.out)["sides"]] == [
+        "max_num_batched_tokens=256",
+        "max_num_batched_tokens=2048",
+    ]
+    assert printed.err.count("wrote ") == 2
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "compare.json").read_text()) == json.loads(printed.out)
+    assert main(["compare", logs[0], logs[0], "--confidence", "0.9"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1].split()[0].endswith("run.jsonl")
+    assert "90% interval" in printed.out
+    (tmp_path / "file").touch()
+    assert "name another --out" in failure(capsys, "compare", *logs, "--out", tmp_path / "file")
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "95", "much"])
+def test_compare_takes_a_confidence_below_one(log: Path, confidence: str) -> None:
+    """Anything else is a mistake."""
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(log), str(log), "--confidence", confidence])
+    assert end.value.code == 2
+
+
+def test_fit_prints_a_model_and_writes_it(tmp_path: Path, capsys: Capture) -> None:
+    """With the settings of the engine, and a picture."""
+    engine = SimulatedEngine(setup=Setup(max_num_seqs=8))
+    log = write_log(tmp_path / "run.jsonl", engine.run(400))
+    write_manifest(tmp_path / "run.run.json", engine.manifest())
+    assert main(["fit", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("model run of 390 batches\n\nterm ")
+    out = tmp_path / "out"
+    assert main(["fit", str(log), "--json", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["settings"]["max_num_seqs"] == 8
+    assert printed.err.count("wrote ") == 2
+    assert json.loads((out / "step_time_model.json").read_text()) == json.loads(printed.out)
+    assert (out / "step_time_model.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "file").touch()
+    assert "name another --out" in failure(capsys, "fit", log, "--out", tmp_path / "file")
+
+
+def test_fit_needs_batches(log: Path, capsys: Capture) -> None:
+    """The message says how many there are."""
+    assert "30 batches have a model_run_duration_ms" in failure(capsys, "fit", log)
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_trace_writes_a_timeline(log: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
+    """Whole, and compressed where the name says so."""
+    out = tmp_path / name
+    assert main(["trace", str(log), "-o", str(out)]) == 0
+    assert f"events of 40 batches to {out}" in capsys.readouterr().out
+    data = out.read_bytes()
+    text = gzip.decompress(data) if name.endswith(".gz") else data
+    assert sum(event["name"] == "schedule" for event in json.loads(text)["traceEvents"]) == 40
+    (tmp_path / "folder").mkdir()
+    assert "name another --output" in failure(capsys, "trace", log, "-o", tmp_path / "folder")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;x\x07\n\u202eclean\u2028<b>"

@@ -74,7 +74,7 @@ def test_a_part_that_was_compressed_since_it_was_found_is_read_all_the_same(fold
     path = folder / "log.run.jsonl"
     (folder / "log.run.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    with open_log(file) as stream:
+    with open_log(file) as (stream, _):
         assert stream.read().count(b"\n") == 20
 
 

@@ -18,7 +18,7 @@ from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.cli import main
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
-from sched_profiler.reader import read_blocks
+from sched_profiler.reader import file_records
 from sched_profiler.verify import RunReport, _Ranges, verify
 
 Capture = pytest.CaptureFixture[str]
@@ -204,12 +204,12 @@ def test_what_a_live_run_writes_while_it_is_verified_is_not_missing(
     serve(profiler, 10)
     profiler.flush()
 
-    def read_and_go_on(*arguments: object) -> Iterator[object]:
-        yield from read_blocks(*arguments)  # type: ignore[arg-type]  # as they came
+    def read_and_go_on(*arguments: object, **options: object) -> Iterator[object]:
+        yield from file_records(*arguments, **options)  # type: ignore[arg-type]  # as they came
         serve(profiler, 10)
         profiler.close()
 
-    monkeypatch.setattr("sched_profiler.verify.read_blocks", read_and_go_on)
+    monkeypatch.setattr("sched_profiler.verify.file_records", read_and_go_on)
     (run,) = verify(tmp_path).runs
     assert (run.num_records, run.num_missing, run.end) == (10, 0, "none")
     monkeypatch.undo()

@@ -21,8 +21,10 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measured
+import notebook
 
 from sched_profiler import BatchRecord, RunManifest
+from sched_profiler.cli import COMMANDS
 from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -122,16 +124,20 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
     "end to end": measured.end_to_end,
+    "findings recall": measured.findings_recall,
+    "findings precision": measured.findings_precision,
+    "findings steady": measured.findings_steady,
+    "compare coverage": measured.compare_coverage,
+    "compare same engine": measured.compare_same_engine,
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,
-    "help analyze": functools.partial(command_help, "analyze"),
-    "help verify": functools.partial(command_help, "verify"),
-    "help validate": functools.partial(command_help, "validate"),
-    "help upload": functools.partial(command_help, "upload"),
-    "help doctor": functools.partial(command_help, "doctor"),
     "manifest fields": manifest_table,
     "metrics": metric_table,
+    "notebook": notebook.page,
+}
+GENERATORS |= {
+    f"help {command.name}": functools.partial(command_help, command.name) for command in COMMANDS
 }
 
 

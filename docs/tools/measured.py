@@ -125,3 +125,70 @@ def end_to_end() -> str:
             step = f"{found['step_ms']:.1f} ms"
             rows.append([step, name.replace("_", " "), f"{ratio:.4f}", f"{low:.4f} to {high:.4f}"])
     return _table(["a step takes", "throughput", "ratio", "95% interval"], rows)
+
+
+def findings_recall() -> str:
+    """Return how many of the planted faults were found."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in _load("findings")["rows"]:
+        found = f"{row['found']} of {row['planted']}"
+        cells.setdefault((row["fault"], row["kind"]), {})[row["size"]] = found
+    rows = [
+        [fault.replace("_", " "), f"`{kind}`", sizes["faint"], sizes["clear"]]
+        for (fault, kind), sizes in cells.items()
+    ]
+    return _table(["planted", "finding", "faint", "clear"], rows)
+
+
+def findings_precision() -> str:
+    """Return how many findings of each kind were right."""
+    rows = []
+    for row in _load("findings")["alarms"]:
+        precision = row["true"] / (row["true"] + row["false"])
+        rows.append([f"`{row['kind']}`", str(row["true"]), str(row["false"]), f"{precision:.1%}"])
+    return _table(["finding", "right", "false alarms", "precision"], rows)
+
+
+def findings_steady() -> str:
+    """Return what was found where there was nothing."""
+    found = _load("findings")
+    real = found["real_runs"]
+    rows = [
+        [
+            str(run["num_layers"]),
+            str(run["num_running"]),
+            f"{run['step_ms']:.1f}",
+            ", ".join(f"`{f['kind']}`" for f in run["findings"]) or "none",
+        ]
+        for run in real
+    ]
+    words = (
+        f"In {found['num_steady_runs']} healthy simulated runs there were "
+        f"{found['num_steady_alarms']} findings. vLLM under a steady load, "
+        f"{real[0]['num_batches']:,} batches a run, on a machine with other work to do:"
+    )
+    return f"{words}\n\n{_table(['layers', 'running requests', 'step, ms', 'findings'], rows)}"
+
+
+def compare_coverage() -> str:
+    """Return how often intervals held the truth."""
+    names = ("mean", "P50", "P99", "mean, one by one")
+    rows = [
+        [str(row["length"]), f"{row['rho']:g}", *(f"{row[name]:.0%}" for name in names)]
+        for row in _load("compare")["coverage"]
+    ]
+    return _table(["batches", "autocorrelation", *names], rows)
+
+
+def compare_same_engine() -> str:
+    """Return how often equal engines were told apart."""
+    words = [
+        f"{row['verdicts']} of {row['metrics']} at {row['confidence']:.0%} "
+        f"({row['verdicts'] / row['metrics']:.1%})"
+        for row in _load("compare")["same_engine"]
+    ]
+    pairs = _load("compare")["same_engine"][0]["pairs"]
+    return (
+        f"And {pairs} pairs of simulated engines that differ in nothing but chance, load included: "
+        f"metrics with a verdict other than `within noise` were {', and '.join(words)}."
+    )

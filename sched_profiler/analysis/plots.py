@@ -1,8 +1,8 @@
-"""Draws a loaded log: six charts, and one picture of all six.
+"""Draws a log: six charts, and one picture of all six.
 
-Every function takes a frame as `load` returns it and returns a `matplotlib.figure.Figure` of its
-own; pyplot, and with it a display, is not involved. Charts stay readable and small at any length
-of a log: up to `MAX_POINTS` batches are drawn one by one, more are drawn as bands or densities.
+Every function takes a log as `scan` or `load` return it, and returns a `matplotlib.figure.Figure`
+of its own; pyplot, and with it a display, is not involved. Charts stay readable and small at any
+length of a log: up to `MAX_POINTS` batches are drawn one by one, more as bands or densities.
 An axis is logarithmic where a long tail would flatten everything else, and its label says so.
 The colours are those of Okabe and Ito, which all kinds of colour vision tell apart.
 """
@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
-from sched_profiler.analysis.columns import numbers
+from sched_profiler.analysis.chart import Chart
+from sched_profiler.analysis.digest import Digest
+from sched_profiler.analysis.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
 __all__ = [
     "plot_model_run_histogram",
@@ -42,8 +45,6 @@ __all__ = [
 
 MAX_POINTS = 500
 """Most batches that a trend draws one by one."""
-MAX_SCATTER_POINTS = 5_000
-"""Most batches that a scatter plot draws one by one."""
 MAX_BANDS = 200
 """Most intervals of time that a longer trend is divided into."""
 
@@ -61,120 +62,133 @@ _RESOLUTION_MS = 0.001
 """Logs hold times in steps of 1 µs; a logarithmic axis draws a time of 0 as this."""
 
 
-def plot_step_times(df: pd.DataFrame) -> Figure:
+def plot_step_times(log: pd.DataFrame | Digest) -> Figure:
     """Draw the schedule time and the model-run time of the batches over time, in ms."""
-    return _figure(_draw_step_times, df)
+    return _figure(_draw_step_times, log)
 
 
-def plot_requests(df: pd.DataFrame) -> Figure:
+def plot_requests(log: pd.DataFrame | Digest) -> Figure:
     """Draw how many requests of the batches are in prefill and how many decode, over time."""
-    return _figure(_draw_requests, df)
+    return _figure(_draw_requests, log)
 
 
-def plot_tokens(df: pd.DataFrame) -> Figure:
+def plot_tokens(log: pd.DataFrame | Digest) -> Figure:
     """Draw the tokens scheduled in the batches over time, and the token budget if recorded."""
-    return _figure(_draw_tokens, df)
+    return _figure(_draw_tokens, log)
 
 
-def plot_schedule_histogram(df: pd.DataFrame) -> Figure:
+def plot_schedule_histogram(log: pd.DataFrame | Digest) -> Figure:
     """Draw how the schedule times of the batches are distributed, in ms."""
-    return _figure(_draw_schedule_histogram, df)
+    return _figure(_draw_schedule_histogram, log)
 
 
-def plot_model_run_histogram(df: pd.DataFrame) -> Figure:
+def plot_model_run_histogram(log: pd.DataFrame | Digest) -> Figure:
     """Draw how the model-run times of the batches are distributed, in ms."""
-    return _figure(_draw_model_run_histogram, df)
+    return _figure(_draw_model_run_histogram, log)
 
 
-def plot_schedule_against_model_run(df: pd.DataFrame) -> Figure:
+def plot_schedule_against_model_run(log: pd.DataFrame | Digest) -> Figure:
     """Draw the schedule time of the batches against their model-run time, both in ms.
 
     The title has their correlation: Pearson's r of the times and Spearman's rho of their ranks.
     """
-    return _figure(_draw_schedule_against_model_run, df)
+    return _figure(_draw_schedule_against_model_run, log)
 
 
-def plot_overview(df: pd.DataFrame) -> Figure:
+def plot_overview(log: pd.DataFrame | Digest) -> Figure:
     """Draw all six charts in one picture."""
-    figure = Figure(figsize=(20, 11), layout="constrained")
-    num_runs = df["run"].nunique() if "run" in df else 1
-    runs = "" if num_runs == 1 else f" of {num_runs:,} runs"
-    figure.suptitle(f"{len(df):,} batches{runs}", fontsize="x-large")
+    digest = _digest(log)
+    figure = Chart(figsize=(20, 11), layout="constrained")
+    num_runs = len(digest.runs)
+    runs = f" of {num_runs:,} runs" if num_runs > 1 else ""
+    figure.suptitle(f"{digest.num_batches:,} batches{runs}", fontsize="x-large")
     for axes, draw in zip(figure.subplots(2, 3).flat, _CHARTS, strict=True):
-        _draw(draw, axes, df)
+        _draw(draw, axes, digest)
     return figure
 
 
-def _figure(draw: Callable[[Axes, pd.DataFrame], None], df: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    _draw(draw, figure.subplots(), df)
+def _digest(log: pd.DataFrame | Digest) -> Digest:
+    return log if isinstance(log, Digest) else Digest.of_frame(log)
+
+
+def _figure(draw: Callable[[Axes, Digest], None], log: pd.DataFrame | Digest) -> Figure:
+    figure = Chart(figsize=(10, 6), layout="constrained")
+    _draw(draw, figure.subplots(), _digest(log))
     return figure
 
 
-def _draw(draw: Callable[[Axes, pd.DataFrame], None], axes: Axes, df: pd.DataFrame) -> None:
-    draw(axes, df)
+def _draw(draw: Callable[[Axes, Digest], None], axes: Axes, digest: Digest) -> None:
+    draw(axes, digest)
     axes.grid(visible=True, alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_step_times(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_step_times(axes: Axes, digest: Digest) -> None:
     axes.set_title("Schedule and model-run time of each batch")
+    time = _Time(digest)
     series = [
-        _Series(_SCHEDULE_LABEL, _BLUE, numbers(df, "schedule_duration_ms")),
-        _Series(_MODEL_RUN_LABEL, _VERMILION, numbers(df, "model_run_duration_ms")),
+        _series(digest, time, _SCHEDULE_LABEL, _BLUE, "schedule_duration_ms"),
+        _series(digest, time, _MODEL_RUN_LABEL, _VERMILION, "model_run_duration_ms"),
     ]
-    _draw_trend(axes, df, series, "time (ms)", centre="median", floor=_RESOLUTION_MS)
+    _draw_trend(axes, time, series, "time (ms)", centre="median", floor=_RESOLUTION_MS)
 
 
-def _draw_requests(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_requests(axes: Axes, digest: Digest) -> None:
     axes.set_title("Prefill and decode requests in each batch")
+    time = _Time(digest)
     series = [
-        _Series("decode", _SKY, numbers(df, "num_decode_reqs")),
-        _Series("prefill", _ORANGE, numbers(df, "num_prefill_reqs")),
+        _series(digest, time, "decode", _SKY, "num_decode_reqs"),
+        _series(digest, time, "prefill", _ORANGE, "num_prefill_reqs"),
     ]
-    _draw_trend(axes, df, series, "requests", centre="mean")
+    _draw_trend(axes, time, series, "requests", centre="mean")
 
 
-def _draw_tokens(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_tokens(axes: Axes, digest: Digest) -> None:
     axes.set_title("Tokens scheduled in each batch")
-    series = [_Series("scheduled tokens", _GREEN, numbers(df, "total_scheduled_tokens"))]
-    budgets = np.unique(numbers(df, "token_budget"))
+    time = _Time(digest)
+    series = [_series(digest, time, "scheduled tokens", _GREEN, "total_scheduled_tokens")]
+    budgets = digest.token_budgets
     # Runs with budgets of their own would each need a line; one is a limit, several are a mesh.
-    limit = ("token budget", budgets[0]) if len(budgets) == 1 and budgets[0] > 0 else None
-    _draw_trend(axes, df, series, "tokens", centre="mean", floor=1.0, limit=limit)
+    is_one = budgets.count == digest.num_batches and 0 < budgets.smallest == budgets.largest
+    limit = ("token budget", budgets.largest) if is_one else None
+    _draw_trend(axes, time, series, "tokens", centre="mean", floor=1.0, limit=limit)
 
 
-def _draw_schedule_histogram(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_schedule_histogram(axes: Axes, digest: Digest) -> None:
     axes.set_title("Distribution of schedule time")
-    _draw_histogram(axes, numbers(df, "schedule_duration_ms"), _SCHEDULE_LABEL, _BLUE)
+    _draw_histogram(axes, digest.durations["schedule"], _SCHEDULE_LABEL, _BLUE)
 
 
-def _draw_model_run_histogram(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_model_run_histogram(axes: Axes, digest: Digest) -> None:
     axes.set_title("Distribution of model-run time")
-    _draw_histogram(axes, numbers(df, "model_run_duration_ms"), _MODEL_RUN_LABEL, _VERMILION)
+    _draw_histogram(axes, digest.durations["model_run"], _MODEL_RUN_LABEL, _VERMILION)
 
 
-def _draw_schedule_against_model_run(axes: Axes, df: pd.DataFrame) -> None:
+def _draw_schedule_against_model_run(axes: Axes, digest: Digest) -> None:
     title = "Schedule time against model-run time"
-    schedule = numbers(df, "schedule_duration_ms")
-    model_run = numbers(df, "model_run_duration_ms")
-    known = ~np.isnan(schedule) & ~np.isnan(model_run)
-    if not known.any():
+    rows = digest.outline.rows
+    if rows is None:
+        x, y, counts = digest.outline.density.counts()
+    else:
+        x, y = rows["model_run_duration_ms"], rows["schedule_duration_ms"]
+        counts = (~np.isnan(x) & ~np.isnan(y)).astype(np.int64)
+    known = counts > 0
+    x, y, counts = x[known], y[known], counts[known]
+    if not len(x):
         axes.set_title(title)
         _say(axes, f"{_MODEL_RUN_LABEL}: not recorded")
         return
-    x, y = model_run[known], schedule[known]
-    axes.set_title(f"{title}\n{_correlation(x, y)}")
-    x = _scale(axes, "x", x, f"{_MODEL_RUN_LABEL} (ms)")
-    y = _scale(axes, "y", y, f"{_SCHEDULE_LABEL} (ms)")
-    if len(x) > MAX_SCATTER_POINTS:
-        _draw_density(axes, x, y)
+    axes.set_title(f"{title}\n{_correlation(x, y, counts)}")
+    x = _scale(axes, "x", x, counts, f"{_MODEL_RUN_LABEL} (ms)")
+    y = _scale(axes, "y", y, counts, f"{_SCHEDULE_LABEL} (ms)")
+    if rows is None:
+        _draw_density(axes, x, y, counts)
     else:
-        _draw_points(axes, x, y, numbers(df, "num_prefill_reqs")[known] > 0)
+        _draw_points(axes, x, y, rows["num_prefill_reqs"][known] > 0)
 
 
-_CHARTS: tuple[Callable[[Axes, pd.DataFrame], None], ...] = (
+_CHARTS: tuple[Callable[[Axes, Digest], None], ...] = (
     _draw_step_times,
     _draw_requests,
     _draw_tokens,
@@ -186,16 +200,30 @@ _CHARTS: tuple[Callable[[Axes, pd.DataFrame], None], ...] = (
 
 @attrs.frozen(eq=False)
 class _Series:
-    """One quantity of a trend: its heights are the values of the rows, NaN where unknown."""
+    """One quantity of a trend."""
 
     label: str
     colour: str
+    x: Floats
+    """When it had a height, on the axis of time."""
     heights: Floats
+    """NaN where unknown."""
+    counts: Ints
+    """In how many batches."""
+
+
+def _series(digest: Digest, time: _Time, label: str, colour: str, name: str) -> _Series:
+    rows = digest.outline.rows
+    if rows is not None:
+        heights, ones = rows[name], np.ones(len(rows[name]), dtype=np.int64)
+        return _Series(label, colour, time.of(rows["timestamp"]), heights, ones)
+    timestamp, heights, counts = digest.outline.trend.counts(name)
+    return _Series(label, colour, time.of(timestamp), heights, counts)
 
 
 def _draw_trend(
     axes: Axes,
-    df: pd.DataFrame,
+    time: _Time,
     series: list[_Series],
     label: str,
     *,
@@ -207,7 +235,7 @@ def _draw_trend(
 
     Args:
         axes: where to draw.
-        df: a loaded log.
+        time: the horizontal axis.
         series: what to draw.
         label: of the vertical axis.
         centre: what the line of a band is: the median for times, whose tail would pull a mean
@@ -217,7 +245,7 @@ def _draw_trend(
     """
     recorded = [one for one in series if not np.isnan(one.heights).all()]
     if not recorded:
-        _say(axes, "no batches" if df.empty else "not recorded")
+        _say(axes, "no batches" if not time.num_batches else "not recorded")
         return
     handles: list[Artist] = [Line2D([], [], color=one.colour, label=one.label) for one in recorded]
     handles += [
@@ -228,18 +256,17 @@ def _draw_trend(
     is_log = floor is not None and _is_long_tailed(recorded)
     if floor is not None and is_log:
         recorded = [attrs.evolve(one, heights=np.maximum(one.heights, floor)) for one in recorded]
-    time = _Time.of(df)
     for one in recorded:
-        if len(df) <= MAX_POINTS:
-            _draw_each(axes, time.of_row, one)
+        if time.num_batches <= MAX_POINTS:
+            _draw_each(axes, one)
         else:
-            _draw_bands(axes, time.of_row, one, centre)
+            _draw_bands(axes, one, centre)
     if limit is not None:
         name, height = limit
         line = axes.axhline(height, color="black", linestyle="--", linewidth=1)
         line.set_label(f"{name} ({height:,.0f})")
         handles.append(line)
-    if len(df) > MAX_POINTS:
+    if time.num_batches > MAX_POINTS:
         handles += [
             Line2D([], [], color=_GREY, label=f"{centre} of an interval"),
             Patch(color=_GREY, alpha=_BAND_ALPHA, label="P5 to P95"),
@@ -268,17 +295,25 @@ _BAND_ALPHA = 0.3
 def _is_long_tailed(series: list[_Series]) -> bool:
     """Tell whether one axis from 0 to the largest value would flatten the median of a series."""
     largest = max(np.nanmax(one.heights) for one in series)
-    smallest = min(np.nanmedian(one.heights) for one in series)
+    smallest = min(_median(one.heights, one.counts) for one in series)
     return bool(largest > _LONG_TAIL * smallest)
+
+
+def _median(values: Floats, counts: Ints) -> float:
+    """Return the median of values that occur so often; NaN does not count."""
+    known = ~np.isnan(values)
+    sketch = Sketch()
+    sketch.add(values[known], counts[known])
+    return sketch.quantiles([0.5])[0]
 
 
 _LONG_TAIL = 20
 """What is less than a twentieth of an axis high cannot be read off it."""
 
 
-def _draw_each(axes: Axes, x: Floats, series: _Series) -> None:
+def _draw_each(axes: Axes, series: _Series) -> None:
     axes.plot(
-        x,
+        series.x,
         series.heights,
         color=series.colour,
         marker="o",
@@ -288,9 +323,9 @@ def _draw_each(axes: Axes, x: Floats, series: _Series) -> None:
     )
 
 
-def _draw_bands(axes: Axes, x: Floats, series: _Series, centre: Literal["mean", "median"]) -> None:
+def _draw_bands(axes: Axes, series: _Series, centre: Literal["mean", "median"]) -> None:
     known = ~np.isnan(series.heights)
-    bands = _Bands.of(x[known], series.heights[known])
+    bands = _Bands.of(series.x[known], series.heights[known], series.counts[known])
     axes.fill_between(
         bands.x, bands.p5, bands.p95, color=series.colour, alpha=_BAND_ALPHA, linewidth=0
     )
@@ -326,25 +361,26 @@ class _Bands:
     largest: Floats
 
     @classmethod
-    def of(cls, x: Floats, y: Floats) -> _Bands:
-        num_bands = int(np.clip(len(x) // 10, 1, MAX_BANDS))
+    def of(cls, x: Floats, y: Floats, counts: Ints) -> _Bands:
+        num_bands = int(np.clip(counts.sum() // 10, 1, MAX_BANDS))
         width = float(np.ptp(x)) / num_bands or 1.0
         band = np.minimum((x - x.min()) // width, num_bands - 1).astype(np.int64)
-        counts = np.bincount(band, minlength=num_bands)
-        sums = np.bincount(band, weights=y, minlength=num_bands)
-        ordered = y[np.lexsort((y, band))]
+        order = np.lexsort((y, band))
+        ordered, ends = y[order], np.cumsum(counts[order])
+        num_values = np.bincount(band, weights=counts, minlength=num_bands)
+        sums = np.bincount(band, weights=y * counts, minlength=num_bands)
 
         def quantile(share: float) -> Floats:
-            position = np.cumsum(counts) - counts + share * (counts - 1)
+            position = np.cumsum(num_values) - num_values + share * (num_values - 1)
             below, above = (
-                ordered[np.clip(rounded(position), 0, len(y) - 1).astype(np.int64)]
+                ordered[np.searchsorted(ends, rounded(position), side="right").clip(0, len(y) - 1)]
                 for rounded in (np.floor, np.ceil)
             )
-            return np.where(counts > 0, below + (above - below) * (position % 1), np.nan)
+            return np.where(num_values > 0, below + (above - below) * (position % 1), np.nan)
 
         return cls(
             x=x.min() + width * (np.arange(num_bands) + 0.5),
-            mean=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
+            mean=np.where(num_values > 0, sums / np.maximum(num_values, 1), np.nan),
             p5=quantile(0.05),
             median=quantile(0.50),
             p95=quantile(0.95),
@@ -362,48 +398,57 @@ _MAX_RUN_STARTS = 20
 """With more lines than this, a chart shows nothing else."""
 
 
-@attrs.frozen(eq=False)
 class _Time:
     """The time axis of a log: when the engines ran, without the time between runs."""
 
-    of_row: Floats
-    label: str
-    run_starts: Floats
-    """Where the runs start that begin after the first one; empty if they are too many to show."""
-
-    @classmethod
-    def of(cls, df: pd.DataFrame) -> _Time:
-        timestamp = numbers(df, "timestamp")
-        run = df["run"].to_numpy() if "run" in df else np.zeros(len(df), dtype=np.int64)
-        spans = pd.Series(timestamp).groupby(run).agg(["min", "max"]).sort_values("min")
-        covered_until = spans["max"].cummax().shift(fill_value=spans["min"].iloc[0])
-        pauses = (spans["min"] - covered_until).clip(lower=0).cumsum()
-        start = spans["min"].iloc[0]
-        seconds = timestamp - start - pauses.to_numpy()[spans.index.get_indexer(pd.Index(run))]
-        unit, length = "s", 1.0
-        for longer, its_length in (("min", 60.0), ("h", 3600.0)):
-            if np.ptp(seconds) > _ENOUGH_OF_A_UNIT * its_length:
-                unit, length = longer, its_length
-        starts = (spans["min"] - start - pauses).to_numpy()[1:] / length
-        without = ", without the time between runs" if pauses.iloc[-1] > 0 else ""
-        return cls(
-            of_row=seconds / length,
-            label=f"time since the first batch ({unit}{without})",
-            run_starts=starts if len(starts) <= _MAX_RUN_STARTS else starts[:0],
+    def __init__(self, digest: Digest) -> None:
+        spans = sorted((run.start, run.last) for run in digest.runs if run.start <= run.last)
+        starts, lasts = (
+            (np.array(ends, dtype=np.float64) for ends in zip(*spans, strict=True))
+            if (spans)
+            else (np.zeros(1), np.zeros(1))
         )
+        covered_until = np.concatenate((starts[:1], np.maximum.accumulate(lasts)[:-1]))
+        # Each pause begins where all runs before have ended, and lasts until the next one starts.
+        self._begins = covered_until
+        self._lengths = np.maximum(0.0, starts - covered_until)
+        self._start = starts[0]
+        unit, self._length = "s", 1.0
+        for longer, its_length in (("min", 60.0), ("h", 3600.0)):
+            if lasts.max() - starts[0] - self._lengths.sum() > _ENOUGH_OF_A_UNIT * its_length:
+                unit, self._length = longer, its_length
+        without = ", without the time between runs" if self._lengths.any() else ""
+        self.num_batches = digest.num_batches
+        self.label = f"time since the first batch ({unit}{without})"
+        run_starts = self.of(starts)[1:]
+        self.run_starts = run_starts if len(run_starts) <= _MAX_RUN_STARTS else run_starts[:0]
+        """Where the runs start that begin after the first one; empty if they are too many to show.
+        """
+
+    def of(self, timestamp: Floats) -> Floats:
+        """Return where on the axis Unix times are."""
+        pauses = np.flatnonzero(self._lengths)
+        ends = (self._begins + self._lengths)[pauses]
+        passed = np.concatenate(([0.0], np.cumsum(self._lengths[pauses])))
+        index = np.searchsorted(ends, timestamp, side="right")
+        # An interval of time may reach into a pause.
+        begins = np.append(self._begins[pauses], np.inf)[index]
+        on_axis: Floats = np.minimum(timestamp, begins) - self._start - passed[index]
+        return on_axis / self._length
 
 
 _ENOUGH_OF_A_UNIT = 5
 
 
-def _draw_histogram(axes: Axes, values: Floats, label: str, colour: str) -> None:
-    values = values[~np.isnan(values)]
-    if not len(values):
+def _draw_histogram(axes: Axes, sketch: Sketch, label: str, colour: str) -> None:
+    if not sketch.count:
         _say(axes, f"{label}: not recorded")
         return
-    p50, p95, p99 = np.quantile(values, [0.50, 0.95, 0.99])
-    values = _scale(axes, "x", values, f"{label} (ms)")
-    counts, edges = np.histogram(values, _edges(values, logarithmic=axes.get_xscale() == "log"))
+    p50, p95, p99 = sketch.quantiles([0.50, 0.95, 0.99])
+    values, weights = sketch.values()
+    values = _scale(axes, "x", values, weights, f"{label} (ms)")
+    edges = _edges(values, sketch.count, logarithmic=axes.get_xscale() == "log")
+    counts, edges = np.histogram(values, edges, weights=weights)
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.75)
     counted = "batches"
     if counts.max() > _RARE * counts[counts > 0].min():
@@ -415,7 +460,7 @@ def _draw_histogram(axes: Axes, values: Floats, label: str, colour: str) -> None
         axes.axvline(
             max(value, edges[0]), color="black", linestyle=style, label=f"{name} {value:,.3f} ms"
         )
-    largest = Line2D([], [], linestyle="", label=f"maximum {values.max():,.3f} ms")
+    largest = Line2D([], [], linestyle="", label=f"maximum {sketch.largest:,.3f} ms")
     _legend_below(axes, [*axes.get_lines(), largest])
 
 
@@ -423,9 +468,9 @@ _RARE = 1_000
 """A bar that is a thousandth as high as the highest cannot be seen beside it."""
 
 
-def _edges(values: Floats, *, logarithmic: bool) -> Floats:
+def _edges(values: Floats, count: int, *, logarithmic: bool) -> Floats:
     """Return the edges of bars of equal width, about as many as the root of the values."""
-    num_bars = int(np.clip(np.sqrt(len(values)), 10, 80))
+    num_bars = int(np.clip(np.sqrt(count), 10, 80))
     low, high = float(values.min()), float(values.max())
     if low == high:
         # All the same: one bar in the middle says so.
@@ -433,9 +478,11 @@ def _edges(values: Floats, *, logarithmic: bool) -> Floats:
     return (np.geomspace if logarithmic else np.linspace)(low, high, num_bars + 1)
 
 
-def _scale(axes: Axes, which: Literal["x", "y"], values: Floats, label: str) -> Floats:
+def _scale(
+    axes: Axes, which: Literal["x", "y"], values: Floats, counts: Ints, label: str
+) -> Floats:
     """Label an axis and make it logarithmic for a long tail; return the values to draw on it."""
-    if values.max() > _LONG_TAIL * max(float(np.median(values)), _RESOLUTION_MS):
+    if values.max() > _LONG_TAIL * max(_median(values, counts), _RESOLUTION_MS):
         values = np.maximum(values, _RESOLUTION_MS)
         _make_log(axes, which, values)
         label += ", log scale"
@@ -469,11 +516,13 @@ def _draw_points(axes: Axes, x: Floats, y: Floats, has_prefill: NDArray[np.bool_
     _legend_below(axes, axes.get_legend_handles_labels()[0])
 
 
-def _draw_density(axes: Axes, x: Floats, y: Floats) -> None:
+def _draw_density(axes: Axes, x: Floats, y: Floats, counts: Ints) -> None:
     is_log_x, is_log_y = axes.get_xscale() == "log", axes.get_yscale() == "log"
     cells = axes.hexbin(
         x,
         y,
+        C=counts,
+        reduce_C_function=np.sum,
         gridsize=60,
         bins="log",
         mincnt=1,
@@ -490,13 +539,26 @@ def _draw_density(axes: Axes, x: Floats, y: Floats) -> None:
     axes.figure.colorbar(cells, ax=axes, label="batches in a cell, log scale")
 
 
-def _correlation(x: Floats, y: Floats) -> str:
-    count = f"{len(x):,} batches"
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:  # noqa: PLR2004 - two points always agree
+def _correlation(x: Floats, y: Floats, counts: Ints) -> str:
+    count = f"{counts.sum():,} batches"
+    if counts.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:  # noqa: PLR2004 - two points always agree
         return f"no correlation defined, {count}"
-    pearson = np.corrcoef(x, y)[0, 1]
-    ranks = np.corrcoef(pd.Series(x).rank().to_numpy(), pd.Series(y).rank().to_numpy())[0, 1]
+    pearson = _pearson(x, y, counts)
+    ranks = _pearson(_ranks(x, counts), _ranks(y, counts), counts)
     return f"Pearson r = {pearson:.2f}, Spearman rho = {ranks:.2f}, {count}"
+
+
+def _pearson(x: Floats, y: Floats, counts: Ints) -> float:
+    covariance = np.cov(x, y, fweights=counts)
+    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+
+
+def _ranks(values: Floats, counts: Ints) -> Floats:
+    """Return the rank of each value, the mean of theirs for equal ones."""
+    different, which = np.unique(values, return_inverse=True)
+    num_each = np.bincount(which, weights=counts, minlength=len(different))
+    ranks: Floats = (np.cumsum(num_each) - (num_each - 1) / 2)[which]
+    return ranks
 
 
 def _legend_below(axes: Axes, handles: list[Artist]) -> None:

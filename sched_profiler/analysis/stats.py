@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from sched_profiler.analysis.columns import numbers
+from sched_profiler.analysis.digest import Digest
+from sched_profiler.analysis.markup import table
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from sched_profiler.analysis.runs import Run
+    from sched_profiler.analysis.sketch import Sketch
+
     Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 __all__ = ["Distribution", "Summary", "summarize"]
 
 WallTimeSource = Literal["model_run + idle", "timestamps", "mixed"]
-
-_MS_PER_S = 1_000.0
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +38,9 @@ class Distribution:
     p95: float
     p99: float
     max: float
+    percentile_error: float
+    """How far a percentile may be off, as a share of it: 0, or at most 0.001 where a log has so
+    many different values that neighbours are taken together."""
 
 
 @attrs.frozen(kw_only=True)
@@ -122,133 +125,83 @@ class Summary:
 
     def __str__(self) -> str:
         """Return an aligned text of about 20 lines."""
-        return "\n".join([_headline(self), "", *_table(self), "", *_facts(self)])
+        facts = [f"{label:<{_LABEL_WIDTH}}{fact}" for label, fact in _facts(self)]
+        return "\n".join([_headline(self), "", *_table(self), "", *facts])
+
+    def _repr_html_(self) -> str:
+        header, *rows = _distributions(self)
+        tables = table(rows, header) + table(_facts(self))
+        return f"<p>{escape(_headline(self))}</p>{tables}"
 
 
-def summarize(df: pd.DataFrame) -> Summary:
-    """Sum up a loaded log, or a selection of its rows.
-
-    Columns that are missing count as not recorded.
+def summarize(log: pd.DataFrame | Digest) -> Summary:
+    """Sum up a log, or a selection of its rows.
 
     Args:
-        df: as `load` returns it; without a column `run`, all rows are of one run.
+        log: as `scan` or `load` return it. Columns that a frame lacks count as not recorded;
+            without a column `run`, all its rows are of one run.
     """
-    schedule, model_run, total, queue, idle = (
-        numbers(df, f"{name}_duration_ms")
-        for name in ("schedule", "model_run", "total_step", "queue", "idle")
-    )
-    tokens = numbers(df, "total_scheduled_tokens")
-    prefill, decode = (_chunk_counts(df, f"{phase}_chunk_sizes") for phase in ("prefill", "decode"))
-    prefill_tokens, decode_tokens = (int(sizes @ counts) for sizes, counts in (prefill, decode))
-    runs = _Runs.of(df)
-    walls = runs.wall_times(df)
-    total_tokens = None if np.isnan(tokens).all() else int(np.nansum(tokens))
+    digest = log if isinstance(log, Digest) else Digest.of_frame(log)
+    runs = digest.runs
+    walls = _wall_times(runs)
+    tokens = int(digest.total_tokens.part) if digest.total_tokens.whole else None
+    dropped = [int(run.num_dropped) for run in runs if np.isfinite(run.num_dropped)]
+    missing = [run.num_missing for run in runs]
+    prefill, decode = digest.chunks["prefill"], digest.chunks["decode"]
     return Summary(
-        num_batches=len(df),
-        num_runs=runs.count,
-        schedule_duration_ms=_distribution(schedule),
-        model_run_duration_ms=_distribution(model_run),
-        total_step_duration_ms=_distribution(total),
-        schedule_share_of_step=_share(schedule, total),
-        critical_path_share=_share(
-            np.minimum(schedule, np.maximum(0.0, idle - queue)), model_run + idle
-        ),
-        mean_prefill_reqs=_mean(numbers(df, "num_prefill_reqs")),
-        mean_decode_reqs=_mean(numbers(df, "num_decode_reqs")),
-        prefill_chunk_size=_distribution_of_counts(*prefill),
-        decode_chunk_size=_distribution_of_counts(*decode),
-        total_scheduled_tokens=total_tokens,
-        prefill_token_share=_ratio(prefill_tokens, prefill_tokens + decode_tokens),
+        num_batches=digest.num_batches,
+        num_runs=len(runs),
+        schedule_duration_ms=_distribution(digest.durations["schedule"]),
+        model_run_duration_ms=_distribution(digest.durations["model_run"]),
+        total_step_duration_ms=_distribution(digest.durations["total_step"]),
+        schedule_share_of_step=digest.schedule_of_step.value,
+        critical_path_share=digest.critical_of_wall.value,
+        mean_prefill_reqs=digest.mean_prefill_reqs.value,
+        mean_decode_reqs=digest.mean_decode_reqs.value,
+        prefill_chunk_size=_distribution(prefill),
+        decode_chunk_size=_distribution(decode),
+        total_scheduled_tokens=tokens,
+        prefill_token_share=_ratio(prefill.total, prefill.total + decode.total),
         wall_time_s=walls.total_s,
         wall_time_source=walls.source,
-        tokens_per_second=_ratio(total_tokens, walls.total_s),
+        tokens_per_second=_ratio(tokens, walls.total_s),
         elapsed_time_s=walls.elapsed_s,
-        combined_tokens_per_second=_ratio(total_tokens, walls.elapsed_s),
-        busy_tokens_per_second=_share(tokens, model_run / _MS_PER_S),
-        max_waiting_reqs=_as_int(_max(numbers(df, "num_waiting_reqs"))),
-        max_kv_cache_usage=_max(numbers(df, "kv_cache_usage")),
-        num_dropped_records=runs.num_dropped_records(df),
-        num_missing_batches=runs.num_missing_batches(df),
-        num_duplicate_batches=df.attrs.get("num_duplicate_batches"),
-        num_skipped_lines=df.attrs.get("num_skipped_lines"),
-        num_half_written_lines=df.attrs.get("num_half_written_lines"),
+        combined_tokens_per_second=_ratio(tokens, walls.elapsed_s),
+        busy_tokens_per_second=digest.tokens_of_busy.value,
+        max_waiting_reqs=_as_int(_finite(digest.max_waiting_reqs)),
+        max_kv_cache_usage=_finite(digest.max_kv_cache_usage),
+        num_dropped_records=sum(dropped) if dropped else None,
+        num_missing_batches=sum(n for n in missing if n is not None)
+        if None not in missing
+        else None,
+        num_duplicate_batches=digest.num_duplicates,
+        num_skipped_lines=digest.num_skipped_lines,
+        num_half_written_lines=digest.num_half_written_lines,
     )
 
 
-def _distribution(values: Floats) -> Distribution | None:
-    values = values[~np.isnan(values)]
-    if not len(values):
+def _distribution(sketch: Sketch) -> Distribution | None:
+    if not sketch.count:
         return None
-    p50, p95, p99 = np.quantile(values, [0.50, 0.95, 0.99])
+    p50, p95, p99 = sketch.quantiles([0.50, 0.95, 0.99])
     return Distribution(
-        count=len(values),
-        mean=float(values.mean()),
-        min=float(values.min()),
-        p50=float(p50),
-        p95=float(p95),
-        p99=float(p99),
-        max=float(values.max()),
+        count=sketch.count,
+        mean=sketch.total / sketch.count,
+        min=sketch.smallest,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        max=sketch.largest,
+        percentile_error=sketch.relative_error,
     )
-
-
-def _chunk_counts(df: pd.DataFrame, name: str) -> tuple[Ints, Ints]:
-    """Return the chunk sizes that occur, in ascending order, and how often each does.
-
-    There are far more chunks than batches, but few different sizes.
-    """
-    empty = np.empty(0, dtype=np.int64)
-    if name not in df or df.empty:
-        return empty, empty
-    counted = pc.value_counts(pc.list_flatten(pa.array(df[name])))
-    sizes, counts = (
-        counted.field(part).cast(pa.int64()).to_numpy(zero_copy_only=False)
-        for part in ("values", "counts")
-    )
-    order = np.argsort(sizes)
-    return sizes[order], counts[order]
-
-
-def _distribution_of_counts(sizes: Ints, counts: Ints) -> Distribution | None:
-    """Return what `_distribution` would of the sizes, each repeated as often as it occurs."""
-    if not len(sizes):
-        return None
-    ends = np.cumsum(counts)
-    count = int(ends[-1])
-    positions = np.array([0.50, 0.95, 0.99]) * (count - 1)
-    below, above = (
-        sizes[np.searchsorted(ends, rounded(positions), side="right")].astype(float)
-        for rounded in (np.floor, np.ceil)
-    )
-    p50, p95, p99 = below + (above - below) * (positions % 1)
-    return Distribution(
-        count=count,
-        mean=float(sizes @ counts / count),
-        min=float(sizes[0]),
-        p50=float(p50),
-        p95=float(p95),
-        p99=float(p99),
-        max=float(sizes[-1]),
-    )
-
-
-def _share(part: Floats, whole: Floats) -> float | None:
-    """Return sum of part / sum of whole, over the batches in which both are known."""
-    known = ~np.isnan(part) & ~np.isnan(whole)
-    return _ratio(float(part[known].sum()), float(whole[known].sum()))
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def _mean(values: Floats) -> float | None:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else None
-
-
-def _max(values: Floats) -> float | None:
-    values = values[~np.isnan(values)]
-    return float(values.max()) if len(values) else None
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _as_int(value: float | None) -> int | None:
@@ -264,70 +217,21 @@ class _WallTimes:
     source: WallTimeSource | None
 
 
-@attrs.frozen(eq=False)
-class _Runs:
-    """Which rows of a frame belong to which run."""
-
-    count: int
-    of_row: Ints
-    """Number of the run of each row, from 0 and without gaps."""
-
-    @classmethod
-    def of(cls, df: pd.DataFrame) -> _Runs:
-        if "run" not in df:
-            return cls(min(len(df), 1), np.zeros(len(df), dtype=np.int64))
-        names, of_row = np.unique(df["run"].to_numpy(), return_inverse=True)
-        return cls(len(names), of_row)
-
-    def _sum(self, values: Floats) -> Floats:
-        return np.bincount(self.of_row, weights=values, minlength=self.count).astype(np.float64)
-
-    def _max(self, values: Floats) -> Floats:
-        """Return the largest known value of each run, NaN where none is known."""
-        largest = np.full(self.count, np.nan)
-        np.fmax.at(largest, self.of_row, values)
-        return largest
-
-    def wall_times(self, df: pd.DataFrame) -> _WallTimes:
-        """Return the wall time of all runs: see `Summary.wall_time_s`."""
-        schedule, model_run, total, idle, timestamp = (
-            numbers(df, name)
-            for name in (
-                "schedule_duration_ms",
-                "model_run_duration_ms",
-                "total_step_duration_ms",
-                "idle_duration_ms",
-                "timestamp",
-            )
-        )
-        occupied = model_run + idle
-        # One batch that ran but lacks its idle time would leave a hole in the sum.
-        num_complete = self._sum(~np.isnan(occupied))
-        measured = (num_complete > 0) & (num_complete == self._sum(~np.isnan(model_run)))
-        step = np.where(np.isnan(total), schedule, total)
-        start, end = -self._max(-timestamp), self._max(timestamp + step / _MS_PER_S)
-        wall = np.where(measured, self._sum(np.nan_to_num(occupied)) / _MS_PER_S, end - start)
-        if df.empty or np.isnan(wall).any():
-            return _WallTimes(None, None, None)
-        source: WallTimeSource = "mixed"
-        if measured.all():
-            source = "model_run + idle"
-        elif not measured.any():
-            source = "timestamps"
-        return _WallTimes(float(wall.sum()), _length_of_union(start, start + wall), source)
-
-    def num_dropped_records(self, df: pd.DataFrame) -> int | None:
-        """Return how many records the engines dropped, None where no run counts them."""
-        dropped = self._max(numbers(df, "num_dropped_records"))
-        return None if np.isnan(dropped).all() else int(np.nansum(dropped))
-
-    def num_missing_batches(self, df: pd.DataFrame) -> int | None:
-        """Return how many batches have no record: see `Summary.num_missing_batches`."""
-        batch_id = numbers(df, "batch_id")
-        if np.isnan(batch_id).any():
-            return None
-        spans = self._max(batch_id) + self._max(-batch_id) + 1
-        return int(spans.sum()) - len(df)
+def _wall_times(runs: list[Run]) -> _WallTimes:
+    """Return the wall time of all runs: see `Summary.wall_time_s`."""
+    walls = [run.wall_time_s for run in runs]
+    known = [wall for wall in walls if wall is not None]
+    if not runs or len(known) < len(walls):
+        return _WallTimes(None, None, None)
+    measured = [run.is_measured for run in runs]
+    source: WallTimeSource = "mixed"
+    if all(measured):
+        source = "model_run + idle"
+    elif not any(measured):
+        source = "timestamps"
+    starts = np.array([run.start for run in runs])
+    elapsed = _length_of_union(starts, starts + known) if np.isfinite(starts).all() else None
+    return _WallTimes(sum(known), elapsed, source)
 
 
 def _length_of_union(starts: Floats, ends: Floats) -> float:
@@ -347,9 +251,20 @@ def _headline(summary: Summary) -> str:
 
 
 def _table(summary: Summary) -> list[str]:
+    header, *rows = _distributions(summary)
+    return [_line(label, cells) for label, *cells in (header, *rows)]
+
+
+def _line(label: str, cells: list[str]) -> str:
+    if len(cells) == 1:  # of a quantity that nothing is known of
+        return f"{label:<{_LABEL_WIDTH}}{cells[0]}"
+    return f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
+
+
+def _distributions(summary: Summary) -> list[list[str]]:
+    """Return a header and a row for each distribution."""
     columns = ("mean", "min", "p50", "p95", "p99", "max")
-    names = (name.upper() if name.startswith("p") else name for name in columns)
-    lines = [" " * _LABEL_WIDTH + "".join(f"{name:>{_CELL_WIDTH}}" for name in names)]
+    rows = [["", *(name.upper() if name.startswith("p") else name for name in columns)]]
     for label, distribution, digits, nothing in (
         ("schedule, ms", summary.schedule_duration_ms, 3, _UNKNOWN),
         ("model run, ms", summary.model_run_duration_ms, 3, _UNKNOWN),
@@ -358,14 +273,13 @@ def _table(summary: Summary) -> list[str]:
         ("decode chunk, tokens", summary.decode_chunk_size, 1, "none"),
     ):
         if distribution is None:
-            lines.append(f"{label:<{_LABEL_WIDTH}}{nothing}")
+            rows.append([label, nothing])
             continue
-        cells = (f"{getattr(distribution, name):>{_CELL_WIDTH},.{digits}f}" for name in columns)
-        lines.append(f"{label:<{_LABEL_WIDTH}}" + "".join(cells))
-    return lines
+        rows.append([label, *(f"{getattr(distribution, name):,.{digits}f}" for name in columns)])
+    return rows
 
 
-def _facts(summary: Summary) -> list[str]:
+def _facts(summary: Summary) -> list[tuple[str, str]]:
     s = summary
     facts = [
         ("scheduling", _percent(s.schedule_share_of_step, " of the step")),
@@ -395,7 +309,7 @@ def _facts(summary: Summary) -> list[str]:
         )
         if number
     ]
-    return [f"{label:<{_LABEL_WIDTH}}{fact}" for label, fact in facts]
+    return facts
 
 
 _UNKNOWN = "not recorded"

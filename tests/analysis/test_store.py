@@ -1,0 +1,66 @@
+"""Logs behind URLs, on a real server that speaks S3."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+from s3_server import S3Server
+from synthetic import records, write_log
+from test_stream import assert_same
+
+from sched_profiler.analysis import convert, load, scan, summarize
+from sched_profiler.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Run a server with an empty bucket."""
+    started = S3Server(tmp_path)
+    for name, value in started.environ.items():
+        monkeypatch.setenv(name, value)
+    started.start()
+    yield started
+    started.kill()
+
+
+def test_logs_in_a_bucket_are_read_whatever_they_are_made_of(
+    server: S3Server, tmp_path: Path
+) -> None:
+    """By everything that reads logs: parts as they are, compressed either way, and as Parquet."""
+    written = list(records(3_000))
+    local = tmp_path / "logs"
+    local.mkdir()
+    whole = write_log(local / "all.jsonl", written)
+    parts = [
+        write_log(
+            tmp_path / f"{number}.jsonl", written[800 * number :][: 800 if number < 3 else None]
+        )
+        for number in range(4)
+    ]
+    convert(parts[2], out=tmp_path / "2.parquet")
+    client = server.client()
+    for name, data in (
+        ("0.jsonl.gz", gzip.compress(parts[0].read_bytes())),
+        ("1.jsonl.zst", zstandard.compress(parts[1].read_bytes())),
+        ("day/3.jsonl", parts[3].read_bytes()),
+        ("day/2.parquet", (tmp_path / "2.parquet").read_bytes()),
+    ):
+        client.pipe(f"bucket/logs/{name}", data)
+    url = "s3://bucket/logs/"
+    seen: list[tuple[int, int]] = []
+    digest = scan(url, progress=lambda done, total: seen.append((done, total)))
+    assert_same(summarize(digest), summarize(scan(whole)))
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert len(load(url)) == 3_000
+    assert scan("s3://bucket/logs/*/*.parquet").num_batches == 800
+    (run,) = verify(url).runs
+    assert (run.num_records, run.num_missing) == (3_000, 0)
+    convert(url, out=tmp_path / "back.parquet")
+    assert_same(summarize(scan(tmp_path / "back.parquet")), summarize(digest))
