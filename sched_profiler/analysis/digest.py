@@ -35,17 +35,15 @@ __all__ = ["COLUMNS", "Digest", "OverlapError", "Ratio"]
 _DURATIONS = ("schedule", "model_run", "total_step")
 _CHUNKS = ("prefill", "decode")
 _NUMBERS = (
+    "batch_id",
     "timestamp",
     *SERIES,
     "total_step_duration_ms",
     "queue_duration_ms",
-    "idle_duration_ms",
-    "num_waiting_reqs",
-    "kv_cache_usage",
     "token_budget",
     "num_dropped_records",
 )
-COLUMNS = ("batch_id", "run_id", "dp_rank", *_NUMBERS, "prefill_chunk_sizes", "decode_chunk_sizes")
+COLUMNS = (*_NUMBERS, "run_id", "dp_rank", "prefill_chunk_sizes", "decode_chunk_sizes")
 """The fields of a record that are needed."""
 
 _MS_PER_S = 1_000.0
@@ -165,7 +163,7 @@ class Digest:
         names, of_row = np.unique(which, return_inverse=True)
         for number, name in enumerate(names):
             rows = np.flatnonzero(of_row == number)
-            run = digest._named[("run", name)] = Run()
+            run = digest._named[("run", name)] = Run(*_identity(df, rows[0]))
             run.add(rows, ids, columns)
         digest._add_columns(columns)
         for phase in _CHUNKS:
@@ -221,7 +219,7 @@ class Digest:
         if self._overlaps(later):
             raise OverlapError
         for key, run in later._named.items():
-            self._named.setdefault(key, Run()).merge(run)
+            self._named.setdefault(key, Run(run.run_id, run.dp_rank)).merge(run)
         for key, lives in later._nameless.items():
             if key in self._nameless:
                 self._nameless[key].merge(lives)
@@ -267,12 +265,12 @@ class Digest:
             groups = [np.flatnonzero(number == index) for index in range(len(different))]
         for (run_id, dp_rank), indices in zip(different.iter_rows(), groups, strict=True):
             if run_id is not None:
-                yield self._named.setdefault((run_id, dp_rank), Run()), indices
+                yield self._named.setdefault((run_id, dp_rank), Run(run_id, dp_rank)), indices
                 continue
             starts = np.flatnonzero(starts_over(ids[indices], times[indices])) + 1
             parts = np.split(indices, starts)
             lives = _Lives(
-                [Run() for _ in parts],
+                [Run(None, dp_rank) for _ in parts],
                 (int(ids[indices[0]]), float(times[indices[0]])),
                 (int(ids[indices[-1]]), float(times[indices[-1]])),
             )
@@ -321,6 +319,16 @@ _RATIOS = (
     "mean_decode_reqs",
     "total_tokens",
 )
+
+
+def _identity(df: pd.DataFrame, row: int) -> tuple[str | None, int | None]:
+    """Return `run_id` and `dp_rank` of a row, None where unknown."""
+    run_id = df["run_id"].iloc[row] if "run_id" in df else None
+    dp_rank = numbers(df.iloc[[row]], "dp_rank")[0]
+    return (
+        run_id if isinstance(run_id, str) else None,
+        None if np.isnan(dp_rank) else int(dp_rank),
+    )
 
 
 def _known(values: Floats) -> Floats:
