@@ -145,6 +145,11 @@ class Digest:
             *(run for one in self._nameless.values() for run in one.runs),
         ]
 
+    @property
+    def ordered_runs(self) -> list[Run]:
+        """All runs in the order of their first batch: the numbers that `load` gives them."""
+        return sorted(self.runs, key=lambda run: run.start)
+
     @classmethod
     def of_frame(cls, df: pd.DataFrame) -> Digest:
         """Return the digest of a loaded log, or of a selection of its rows.
