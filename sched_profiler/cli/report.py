@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> bool:
         digest = analysis.scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     df = None
     if digest.num_batches <= _MOST_BATCHES:
-        with progress("looking for findings in") as advance:
+        with progress("reading once more") as advance:
             df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     manifests = analysis.load_manifests(*options.logs)
     try:

@@ -35,6 +35,8 @@ MAX_BANDS = 480
 _MAX_COMPARED = 40
 """With more runs than this, their boxes are lines."""
 _CELLS = 60
+_FEW = 200
+"""So many batches can be told apart."""
 _RESOLUTION_MS = 0.001
 """Logs hold times in steps of 1 µs; a logarithmic axis draws a time of 0 as this."""
 _RARE = 1_000
@@ -144,6 +146,11 @@ class _Trends:
     def __init__(self, digest: Digest, time: TimeAxis) -> None:
         self._outline, self._time = digest.outline, time
         self._rows = digest.outline.rows
+        starts = np.array([run.start for run in digest.ordered_runs])
+        lasts = np.maximum.accumulate([run.last for run in digest.ordered_runs])
+        self._are_apart = bool(np.all(starts[1:] >= lasts[:-1]))
+        begin, end = time.of(np.array([starts[0], lasts[-1]])).tolist()
+        self._range = [begin, end if end > begin else begin + 1]
         self.shared: dict[str, list[Any]] = {}
         if self._rows is not None:
             order = np.argsort(self._rows["timestamp"], kind="stable")
@@ -188,13 +195,18 @@ class _Trends:
         data: list[Trace] = []
         for quantity, timestamp, heights, counts in found:
             if self._rows is not None:
-                data.append(self._line(quantity, self._rows[quantity.column], lowest))
+                rows = self._rows[quantity.column]
+                data.append(self._line(quantity, rows, lowest, is_first=not data))
             else:
                 bands = Bands.of(self._time.of(timestamp), heights, counts, MAX_BANDS)
                 data += _band(quantity, bands, lowest)
         facts = "" if self._rows is not None else "line: median · band: P5 to P95 · dots: maximum"
         layout: dict[str, Any] = {
-            "xaxis": {"title": {"text": self._time.label}, "ticksuffix": f" {self._time.unit}"},
+            "xaxis": {
+                "ticksuffix": f" {self._time.unit}",
+                "hoverformat": ".6~g",
+                "range": self._range,
+            },
             "yaxis": _axis(axis, is_log=is_log) | ({} if is_log else {"rangemode": "tozero"}),
             "shapes": [_line_at(x, "grey", "dot") for x in self._time.run_starts],
         }
@@ -204,24 +216,30 @@ class _Trends:
             facts = f"{label} {height:,.0f} (dashed)" + (f" · {facts}" if facts else "")
         return Chart(name=name, title=title, facts=facts, over_time=True, data=data, layout=layout)
 
-    def _line(self, quantity: _Quantity, heights: Floats, lowest: float) -> Trace:
-        """Return each batch as a point of a line."""
+    @property
+    def _mode(self) -> str:
+        if not self._are_apart:
+            # A line would go to and fro between the ranks.
+            return "markers"
+        return "lines+markers" if len(self.shared["time"]) <= _FEW else "lines"
+
+    def _line(
+        self, quantity: _Quantity, heights: Floats, lowest: float, *, is_first: bool
+    ) -> Trace:
+        """Return each batch as a point of a line; the first line of a chart names the batch."""
+        batch = "batch %{customdata}<br>" if is_first else ""
         return {
             "type": "scatter",
-            "mode": "lines+markers" if len(heights) <= _FEW else "lines",
+            "mode": self._mode,
             "name": quantity.label,
             "x": "time",
             "y": _plain(np.maximum(heights * quantity.scale, lowest)),
             "customdata": "batch",
             "line": {"color": quantity.colour, "width": 1.2},
-            "marker": {"size": 4},
-            "hovertemplate": f"{quantity.label} <b>%{{y:{quantity.format}}}{quantity.unit}</b>"
-            "  batch %{customdata}<extra></extra>",
+            "marker": {"size": 4, "color": quantity.colour},
+            "hovertemplate": f"{batch}{quantity.label} "
+            f"<b>%{{y:{quantity.format}}}{quantity.unit}</b><extra></extra>",
         }
-
-
-_FEW = 200
-"""So many batches can be told apart."""
 
 
 def _band(quantity: _Quantity, bands: Bands, lowest: float) -> list[Trace]:
@@ -269,6 +287,7 @@ def _histogram(name: str, title: str, sketch: Sketch, colour: str) -> Chart:
         values = np.maximum(values, _RESOLUTION_MS)
     edges = bar_edges(values, sketch.count, logarithmic=is_log)
     counts, edges = np.histogram(values, edges, weights=weights)
+    marked = [max(value, float(edges[0])) for value in percentiles]
     are_rare = bool(counts.max() > _RARE * counts[counts > 0].min())
     least = 0.5 if are_rare else 0.0
     bars = list(
@@ -276,6 +295,7 @@ def _histogram(name: str, title: str, sketch: Sketch, colour: str) -> Chart:
     )
     y_axis = _axis("batches", is_log=are_rare)
     if are_rare:
+        y_axis["dtick"] = 1
         y_axis["range"] = [np.log10(least), np.log10(counts.max() * 1.5)]
     return Chart(
         name=name,
@@ -283,7 +303,7 @@ def _histogram(name: str, title: str, sketch: Sketch, colour: str) -> Chart:
         facts=" · ".join(
             f"{label} {_ms(value)}"
             for label, value in zip(
-                ("P50", "P95", "P99", "max"), [*percentiles, sketch.largest], strict=True
+                (*_PERCENTILES, "max"), [*percentiles, sketch.largest], strict=True
             )
         ),
         data=[
@@ -304,13 +324,25 @@ def _histogram(name: str, title: str, sketch: Sketch, colour: str) -> Chart:
         layout={
             "xaxis": _axis("ms", is_log=is_log),
             "yaxis": y_axis,
-            "shapes": [
-                _line_at(max(value, float(edges[0])), "text", dash)
-                for value, dash in zip(percentiles, ("solid", "dash", "dot"), strict=True)
+            "shapes": [_line_at(value, "text", "solid") for value in marked],
+            "annotations": [
+                # Of an annotation, unlike of a line, a logarithmic axis wants the logarithm.
+                _name_of_line(label, float(np.log10(value)) if is_log else value, number)
+                for number, (label, value) in enumerate(zip(_PERCENTILES, marked, strict=True))
             ],
             "hovermode": "closest",
         },
     )
+
+
+_PERCENTILES = ("P50", "P95", "P99")
+
+
+def _name_of_line(label: str, at: float, number: int) -> dict[str, Any]:
+    """Return a name beside a vertical line, each lower than the one before."""
+    place = {"x": at, "yref": "paper", "y": 1 - 0.1 * number}
+    anchor = {"xanchor": "left", "yanchor": "top", "xshift": 2, "showarrow": False}
+    return {"text": label, "font": {"size": 11, "color": "text"}} | place | anchor
 
 
 def _schedule_against_model_run(digest: Digest) -> Chart:
@@ -382,7 +414,8 @@ def _density(x: Floats, y: Floats, counts: Ints, logs: Sequence[bool]) -> Trace:
         "y": _plain(edges[1]),
         "z": [_plain(row) for row in np.log10(number)],
         "customdata": [[None if np.isnan(one) else int(one) for one in row] for row in number],
-        "colorscale": "Cividis",
+        # Seen on light and on dark.
+        "colorscale": [[0, "#7fb2d9"], [0.5, "#e0b84c"], [1, "#d1461f"]],
         "hoverongaps": False,
         "hovertemplate": "schedule %{y:.3~f} ms, model run %{x:.3~f} ms: "
         "<b>%{customdata:,} batches</b><extra></extra>",
@@ -444,7 +477,7 @@ def compared(digest: Digest) -> Chart | None:
         data=data,
         layout={
             "xaxis": _axis("ms, log scale", is_log=True),
-            "yaxis": {"autorange": "reversed", "automargin": True},
+            "yaxis": {"autorange": "reversed", "automargin": True, "title": {"text": ""}},
             "boxmode": "group",
             "hovermode": "closest",
             "height": 130 + 56 * len(runs),

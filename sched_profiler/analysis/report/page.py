@@ -92,7 +92,7 @@ def write_report(
             settings=_settings([manifest for manifest in known if manifest is not None]),
             engines=_engines(known),
             first=min((run.start for run in runs), default=np.inf),
-            last=max((run.end for run in runs), default=-np.inf),
+            time=time,
             findings=None if df is None else _findings(df, known, time),
             slow=None if df is None else _slow(df, time),
             charts=drawn.charts,

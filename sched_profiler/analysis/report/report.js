@@ -25,14 +25,14 @@
   function resolved(value, key = "") {
     if (key === "color" || key === "fillcolor") return colour(value);
     if ((key === "x" || key === "customdata") && typeof value === "string") return page.shared[value];
-    if (Array.isArray(value)) return typeof value[0] === "object" && key === "shapes" ? value.map((one) => resolved(one)) : value;
+    if (Array.isArray(value)) return typeof value[0] === "object" && (key === "shapes" || key === "annotations") ? value.map((one) => resolved(one)) : value;
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, resolved(one, name)]));
   }
 
   function axis(own) {
     return {
-      gridcolor: palette.grid, linecolor: palette.rule, zeroline: false, automargin: true,
+      gridcolor: palette.grid, linecolor: palette.rule, zeroline: false, showspikes: false,
       tickfont: { size: 12 }, spikecolor: palette.dim, spikethickness: 1, spikedash: "solid",
       ...own, title: { standoff: 6, font: { size: 12, color: palette.dim }, ...own.title },
     };
@@ -42,15 +42,16 @@
     const own = resolved(spec.layout);
     const hasLegend = spec.data.filter((trace) => trace.name && trace.showlegend !== false).length > 1;
     return {
-      height: 250, hovermode: "x unified", dragmode: isTouch ? false : "zoom", uirevision: "kept",
+      height: isTouch && hasLegend ? 280 : 250, hovermode: "x unified", dragmode: isTouch ? false : "zoom", uirevision: "kept",
       ...own,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: palette.sheet,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: palette.text },
-      margin: { l: 8, r: 12, t: hasLegend ? 30 : 10, b: 8 },
+      // The same left margin keeps what happened at the same time in one line.
+      margin: { l: 58, r: 14, t: isTouch || hasLegend ? 32 : 14, b: spec.overTime ? 28 : 42 },
       xaxis: axis({ showspikes: spec.overTime, spikemode: "across", ...own.xaxis }),
       yaxis: axis({ fixedrange: spec.overTime, ...own.yaxis }),
       showlegend: hasLegend,
-      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 12 } },
+      legend: { orientation: "h", x: 0, font: { size: 12 }, ...(isTouch ? { y: -0.18, yanchor: "top" } : { y: 1.02, yanchor: "bottom" }) },
       hoverlabel: { bgcolor: palette.sheet, bordercolor: palette.rule, font: { color: palette.text, size: 12.5 } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: palette.dim, activecolor: palette.text },
     };
@@ -58,9 +59,12 @@
 
   function draw(plot) {
     const spec = page.charts[plot.dataset.chart];
-    return Plotly.react(plot, spec.data.map((trace) => resolved(trace)), layout(spec), {
-      responsive: true, displaylogo: false, displayModeBar: "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    const looks = layout(spec);
+    // "uirevision" keeps what the reader did, but not what another chart had this one do.
+    if (spec.overTime && plot._fullLayout) looks.xaxis.range = [...plot._fullLayout.xaxis.range];
+    return Plotly.react(plot, spec.data.map((trace) => resolved(trace)), looks, {
+      responsive: true, displaylogo: false, displayModeBar: isTouch || "hover",
+      modeBarButtons: [["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]].slice(isTouch ? 1 : 0),
       toImageButtonOptions: { filename: plot.dataset.chart, scale: 2 },
     });
   }
