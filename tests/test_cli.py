@@ -81,15 +81,16 @@ def test_analyze_says_what_is_wrong(tmp_path: Path, capsys: Capture) -> None:
     assert finding["batch_ids"]
 
 
-def test_analyze_says_where_it_does_not_look(
-    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_analyze_says_how_much_of_a_long_log_its_findings_are_about(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a log too long for the memory; null is not an empty list."""
-    monkeypatch.setattr("sched_profiler.cli.analyze._MOST_BATCHES", 39)
+    """In its text, and for programs."""
+    monkeypatch.setattr("sched_profiler.analysis.sample.MAX_STRETCHES", 2)
+    log = write_log(tmp_path / "run.jsonl", records(3_000))
     assert main(["analyze", str(log)]) == 0
-    assert "findings are looked for in logs of up to 39 batches" in capsys.readouterr().out
+    assert "no findings in 1,024 batches, which are spread" in capsys.readouterr().out
     assert main(["analyze", str(log), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["findings"] is None
+    assert json.loads(capsys.readouterr().out)["num_batches_looked_at"] == 1_024
 
 
 def test_analyze_says_that_nothing_is_wrong(log: Path, capsys: Capture) -> None:
@@ -546,7 +547,9 @@ def test_report_of_a_log_that_does_not_fit_into_memory(
     """It is not loaded, and the page says what it lacks."""
     monkeypatch.setattr("sched_profiler.cli.report._MOST_BATCHES", 39)
     assert main(["report", str(log), "-o", str(tmp_path / "report.html")]) == 0
-    assert "too long for findings" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "too long to look for slow batches" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("module", ["plotly", "jinja2"])

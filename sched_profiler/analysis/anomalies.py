@@ -1,10 +1,11 @@
-"""Finds what is wrong in a loaded log, in plain language and with the batches that show it."""
+"""Finds what is wrong in a log, in plain language and with the batches that show it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.detectors import (
@@ -16,11 +17,10 @@ from sched_profiler.analysis.detectors import (
     schedule_time,
 )
 from sched_profiler.analysis.detectors.evidence import Evidence
+from sched_profiler.analysis.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    import pandas as pd
 
     from sched_profiler.analysis.finding import Finding
     from sched_profiler.manifest import RunManifest
@@ -41,15 +41,22 @@ _DETECTORS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 )
 
 
-def find_anomalies(df: pd.DataFrame, manifests: Iterable[RunManifest] = ()) -> list[Finding]:
-    """Return what is noteworthy in a loaded log: critical findings first, none in a steady run.
+def find_anomalies(
+    log: pd.DataFrame | Digest, manifests: Iterable[RunManifest] = ()
+) -> list[Finding]:
+    """Return what is noteworthy in a log: critical findings first, none in a steady run.
 
     Each run is looked at by itself, without its first 10 batches; one of fewer than 100 others is
     too short to tell anything. Ranks that ran side by side are compared as well. What needs a
     column that the log lacks is not looked for.
 
+    A digest of a log of more than 131,072 batches has so many of them at most, in stretches of 512
+    that are spread evenly over each run: as many of one run as of another, where they are that
+    long. `Finding.looked_at` tells what share of the run that is.
+
     Args:
-        df: as `load` returns it; without a column `run`, all rows are of one run.
+        log: as `scan` or `load` return it; without a column `run`, all rows of a frame are of one
+            run.
         manifests: of its runs, as `load_manifests` returns them; they tell the limits of the
             scheduler.
     """
@@ -57,13 +64,24 @@ def find_anomalies(df: pd.DataFrame, manifests: Iterable[RunManifest] = ()) -> l
         (manifest.run_id, manifest.dp_rank): manifest for manifest in manifests
     }
     runs = []
-    for _, run in df.groupby(np.asarray(df["run"]) if "run" in df else np.zeros(len(df))):
-        if (evidence := Evidence.of(run, known.get(_identity(run)))) is not None:
+    for run, num_batches in _runs_of(log):
+        evidence = Evidence.of(run, known.get(_identity(run)), num_batches)
+        if evidence is not None:
             runs.append(evidence)
     found = [finding for run in runs for detect in _DETECTORS for finding in detect(run)]
     for group in _side_by_side(runs):
         found += ranks.slow_rank(group)
     return sorted(found, key=lambda finding: finding.severity != "critical")
+
+
+def _runs_of(log: pd.DataFrame | Digest) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Yield the runs of a log, and how many batches each has."""
+    if isinstance(log, Digest):
+        for columns, num_batches in log.samples():
+            yield pd.DataFrame(columns), num_batches
+        return
+    for _, run in log.groupby(np.asarray(log["run"]) if "run" in log else np.zeros(len(log))):
+        yield run, len(run)
 
 
 def _identity(run: pd.DataFrame) -> _Identity:

@@ -32,13 +32,16 @@ def prefill_tokens(df: pd.DataFrame) -> Floats:
 
 
 def occupied_ms(df: pd.DataFrame) -> Floats:
-    """Return the wall time of each batch of one run, in ms; their sum is that of the run.
+    """Return the wall time of each batch of one run, in ms; their sum is that of all of them.
 
-    It is model run and idle, or, where a log lacks these, the time until the next batch begins.
+    It is model run and idle, or, where a log lacks these, the time until the next batch begins; of
+    a batch after which others are missing, the time of its own step.
     """
     occupied = numbers(df, "model_run_duration_ms") + numbers(df, "idle_duration_ms")
     if not np.isnan(occupied).all():
         return np.nan_to_num(occupied)
     timestamp = numbers(df, "timestamp")
-    last = np.nan_to_num(numbers(df, "total_step_duration_ms")[-1:])
-    return np.concatenate((np.maximum(0.0, np.diff(timestamp)) * _MS_PER_S, last))
+    step = np.nan_to_num(numbers(df, "total_step_duration_ms"))
+    until_next = np.maximum(0.0, np.diff(timestamp)) * _MS_PER_S
+    is_followed = ~(np.diff(numbers(df, "batch_id")) > 1)
+    return np.concatenate((np.where(is_followed, until_next, step[:-1]), step[-1:]))

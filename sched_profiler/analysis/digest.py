@@ -1,7 +1,7 @@
-"""What a log comes down to: all that its summary and its charts need, of bounded size.
+"""What a log comes down to: all that its summary, charts and findings need, of bounded size.
 
-A digest of a log of any length takes a few megabytes, and digests of the parts of a log merge into
-that of the whole: the same, but for the rounding of sums.
+A digest takes a few dozen megabytes however long the log is, and digests of the parts of a log
+merge into that of the whole: the same, but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import polars as pl
 from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.outline import SERIES, Outline
 from sched_profiler.analysis.runs import Run, starts_over
+from sched_profiler.analysis.sample import COLUMNS as SAMPLED
+from sched_profiler.analysis.sample import share_out
 from sched_profiler.analysis.sketch import Sketch
 from sched_profiler.errors import SchedProfilerError
 
@@ -43,7 +45,13 @@ _NUMBERS = (
     "token_budget",
     "num_dropped_records",
 )
-COLUMNS = (*_NUMBERS, "run_id", "dp_rank", "prefill_chunk_sizes", "decode_chunk_sizes")
+COLUMNS = (
+    *dict.fromkeys((*_NUMBERS, *SAMPLED)),
+    "run_id",
+    "dp_rank",
+    "prefill_chunk_sizes",
+    "decode_chunk_sizes",
+)
 """The fields of a record that are needed."""
 
 _MS_PER_S = 1_000.0
@@ -113,7 +121,7 @@ class _Lives:
 
 @attrs.define(eq=False)
 class Digest:
-    """All that the summary and the charts of some logs need; see `scan`."""
+    """All that the summary, the charts and the findings of some logs need; see `scan`."""
 
     num_batches: int = 0
     durations: dict[str, Sketch] = attrs.field(
@@ -149,6 +157,21 @@ class Digest:
     def ordered_runs(self) -> list[Run]:
         """All runs in the order of their first batch: the numbers that `load` gives them."""
         return sorted(self.runs, key=lambda run: run.start)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many batches findings are concluded by."""
+        return sum(len(run.sample) for run in self.runs)
+
+    def samples(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the sample of each run, in the order of their starts, and how long the run is.
+
+        A sample is the columns that findings need: `run`, `run_id`, `dp_rank` and those of
+        `Sample.columns`.
+        """
+        for number, run in enumerate(self.ordered_runs):
+            of_run = {"run": number, "run_id": run.run_id, "dp_rank": run.dp_rank}
+            yield of_run | run.sample.columns(), run.num_batches
 
     @classmethod
     def of_frame(cls, df: pd.DataFrame) -> Digest:
@@ -200,9 +223,11 @@ class Digest:
             place = np.cumsum(is_new) - 1
             of_run = [(run, place[indices]) for run, indices in of_run]
         self.num_duplicates = (self.num_duplicates or 0) + int(np.count_nonzero(~is_new))
-        columns = {name: rows[name].cast(pl.Float64).to_numpy() for name in _NUMBERS}
+        columns = {name: rows[name].cast(pl.Float64).to_numpy() for name in {*_NUMBERS, *SAMPLED}}
         for run, indices in of_run:
             run.add(indices, ids, columns)
+            run.sample.add(indices, ids, columns)
+        share_out(run.sample for run in self.runs)
         self._add_columns(columns)
         for phase in _CHUNKS:
             sizes = rows[f"{phase}_chunk_sizes"].explode(empty_as_null=False)
@@ -230,6 +255,7 @@ class Digest:
                 self._nameless[key].merge(lives)
             else:
                 self._nameless[key] = lives
+        share_out(run.sample for run in self.runs)
         self.num_batches += later.num_batches
         for phase, sketch in later.chunks.items():
             self.chunks[phase].merge(sketch)

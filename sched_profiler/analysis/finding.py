@@ -40,6 +40,9 @@ class Finding:
     """Some batches of the run that show it, the clearest ones, in ascending order."""
     remedy: str
     """What to try."""
+    looked_at: float = 1.0
+    """Share of the run's batches that it was concluded from; numbers that are counts are of these.
+    They are in stretches, spread evenly over the run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data."""
@@ -49,6 +52,8 @@ class Finding:
         """Return three lines: what, where, and what to do."""
         rank = "" if self.dp_rank is None else f", rank {self.dp_rank}"
         shown = ", ".join(map(str, self.batch_ids))
+        if self.looked_at < 1:
+            shown += f" ({self.looked_at:.2g} of the run was looked at)"
         return "\n".join(
             [
                 f"{self.severity:<10}{self.title}",

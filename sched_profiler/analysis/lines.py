@@ -193,7 +193,8 @@ def _plan_field(plan: _Plan, name: str, piece: pl.Expr, end: str) -> None:
             piece.str.contains(f"^(?:{_ANY}|\\[(?:{_ANY}(?:,{_ANY})*)?\\]){re.escape(end)}$")
         )
         return
-    plan.texts.append(piece.str.strip_suffix(end).alias(f"text {name}"))
+    # Whether it ends so is checked below.
+    plan.texts.append(piece.str.head(-len(end)).alias(f"text {name}"))
     text, value = pl.col(f"text {name}"), pl.col(f"value {name}")
     is_null = text == "null" if name in NULLABLE else pl.lit(False)  # noqa: FBT003 - a value
     if kind == pl.Int64:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from sched_profiler.analysis.sample import Sample
 from sched_profiler.analysis.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class Run:
     num_tokens: float = 0.0
     max_waiting_reqs: float = -np.inf
     max_kv_cache_usage: float = -np.inf
+    sample: Sample = attrs.field(factory=Sample)
+    """Batches by which its findings are concluded."""
 
     def add(self, rows: Ints, batch_ids: NDArray[Any], columns: Mapping[str, Floats]) -> None:
         """Add some rows of what `batch_ids` and `columns` hold; NaN is unknown."""
@@ -224,6 +227,7 @@ class Run:
         self.num_tokens += other.num_tokens
         self.max_waiting_reqs = max(self.max_waiting_reqs, other.max_waiting_reqs)
         self.max_kv_cache_usage = max(self.max_kv_cache_usage, other.max_kv_cache_usage)
+        self.sample.merge(other.sample)
 
 
 def _least(values: Floats) -> float:

@@ -40,17 +40,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("analyze", "analysis"):
-        from sched_profiler.analysis import scan, summarize  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import (  # noqa: PLC0415 - an extra
+            find_anomalies,
+            load_manifests,
+            scan,
+            summarize,
+        )
     with progress("reading") as advance:
         if options.dask is None:
             digest = scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
         else:
             digest = _scan_on(options, advance)
-    summary, findings = summarize(digest), _find(options, digest)
-    data = _to_json(summary, findings)
+    summary = summarize(digest)
+    findings = find_anomalies(digest, load_manifests(*options.logs))
+    data = _to_json(summary, findings, digest.num_sampled)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, digest, data)
-    print(data if options.json else _to_text(summary, findings))
+    print(data if options.json else _to_text(summary, findings, digest.num_sampled))
     if written:
         # Only JSON on standard output: the list is for the reader, not for the program.
         stream = sys.stderr if options.json else sys.stdout
@@ -58,35 +64,20 @@ def _run(options: argparse.Namespace) -> bool:
     return True
 
 
-def _find(options: argparse.Namespace, digest: Digest) -> list[Finding] | None:
-    """Return the findings, or None where the log is too long to be looked at as a whole."""
-    from sched_profiler.analysis import find_anomalies, load, load_manifests  # noqa: PLC0415 - an extra
-
-    if options.dask is not None or digest.num_batches > _MOST_BATCHES:
-        return None
-    df = load(*options.logs, skip_invalid=options.skip_invalid)
-    return find_anomalies(df, load_manifests(*options.logs))
+def _to_json(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
+    found = {
+        "findings": [finding.to_dict() for finding in findings],
+        "num_batches_looked_at": num_looked_at,
+    }
+    return json.dumps(summary.to_dict() | found, indent=2, allow_nan=False)
 
 
-_MOST_BATCHES = 100_000
-"""Findings need the batches themselves, and these must fit in memory."""
-
-
-def _to_json(summary: Summary, findings: list[Finding] | None) -> str:
-    found = None if findings is None else [finding.to_dict() for finding in findings]
-    return json.dumps(summary.to_dict() | {"findings": found}, indent=2, allow_nan=False)
-
-
-def _to_text(summary: Summary, findings: list[Finding] | None) -> str:
-    if findings is None:
-        return (
-            f"{summary}\n\nfindings are looked for in logs of up to {_MOST_BATCHES:,} batches, "
-            "and not with --dask"
-        )
-    if not findings:
-        return f"{summary}\n\nno findings"
-    number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
-    return "\n\n".join([str(summary), number, *map(str, findings)])
+def _to_text(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
+    count = len(findings)
+    heading = f"{count or 'no'} finding{'' if count == 1 else 's'}"
+    if num_looked_at < summary.num_batches:
+        heading += f" in {num_looked_at:,} batches, which are spread evenly over each run"
+    return "\n\n".join([str(summary), heading, *map(str, findings)])
 
 
 def _scan_on(options: argparse.Namespace, advance: Callable[[int, int], None] | None) -> Digest:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND"]
 
 _MOST_BATCHES = 500_000
-"""Findings and slow batches need the batches themselves, and so many take about 1 GB."""
+"""Slow batches are looked for among all, and so many take about 1 GB of memory."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

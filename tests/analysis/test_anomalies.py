@@ -11,7 +11,7 @@ import pytest
 from simulated_engine import Faults, Load, Setup, SimulatedEngine, Times
 from synthetic import records, seed_record, write_log
 
-from sched_profiler.analysis import Finding, find_anomalies, load
+from sched_profiler.analysis import Finding, find_anomalies, load, scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,11 @@ def find(tmp_path: Path) -> Callable[..., list[Finding]]:
     ) -> list[Finding]:
         log = [record for engine in engines for record in engine.run(num_batches)]
         manifests = [engine.manifest() for engine in engines] if with_manifest else []
-        return find_anomalies(load(write_log(tmp_path / "run.jsonl", log)), manifests)
+        path = write_log(tmp_path / "run.jsonl", log)
+        found = find_anomalies(load(path), manifests)
+        # Whatever is found in the rows of a short log is found in its digest.
+        assert find_anomalies(scan(path), manifests) == found
+        return found
 
     return find
 
@@ -261,6 +265,43 @@ def test_a_log_of_the_original_feature_has_findings_as_far_as_it_goes(measured: 
     )
     df = pd.DataFrame([seed_record(record, measured=measured) for record in engine.run(1500)])
     assert {finding.kind for finding in find_anomalies(df)} == {"queue_blocked", "schedule_spikes"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "kinds"),
+    [
+        (SimulatedEngine(), set()),
+        (SimulatedEngine(faults=Faults(spike_every=100, spike_ms=10)), {"schedule_spikes"}),
+        (SimulatedEngine(faults=Faults(gap_every=100, gap_ms=30)), {"idle_gaps"}),
+        (SimulatedEngine(faults=Faults(drift=9.0)), {"schedule_drift"}),
+        (SimulatedEngine(times=Times(schedule_constant=1.5)), {"scheduler_on_critical_path"}),
+        (
+            SimulatedEngine(setup=Setup(num_blocks=300), load=Load(requests_per_s=20)),
+            {"queue_blocked", "kv_cache_saturated", "preemption_storm"},
+        ),
+    ],
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else "",
+)
+def test_a_part_of_a_long_run_shows_what_the_whole_shows(
+    engine: SimulatedEngine,
+    kinds: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With about the same shares of the time, and it says how large a part it is."""
+    monkeypatch.setattr("sched_profiler.analysis.sample.MAX_STRETCHES", 6)
+    log = write_log(tmp_path / "run.jsonl", engine.run(12 * 512))
+    whole, part = (
+        {finding.kind: finding for finding in find_anomalies(one, [engine.manifest()])}
+        for one in (load(log), scan(log))
+    )
+    assert set(whole) == set(part) == kinds
+    for kind, finding in part.items():
+        assert finding.looked_at == 0.5
+        assert "(0.5 of the run was looked at)" in str(finding)
+        for name, value in whole[kind].numbers.items():
+            if "share_of_wall_time" in name:
+                assert finding.numbers[name] == pytest.approx(value, abs=0.15), name
 
 
 def test_a_short_run_has_no_findings(find: Find) -> None:

@@ -6,12 +6,13 @@ import gzip
 import json
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 from distributed import LocalCluster
 from synthetic import batch, records, write_log
 from test_stream import assert_same, assert_same_charts
 
-from sched_profiler.analysis import cluster, scan, summarize
+from sched_profiler.analysis import cluster, find_anomalies, scan, summarize
 from sched_profiler.cli import main
 from sched_profiler.errors import LogError, SettingError
 
@@ -37,11 +38,18 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder of logs: two ranks, one of them compressed, and a part that came twice."""
+    """Return a folder of logs: two ranks, one of them compressed, and a part that came twice.
+
+    The second rank is slow.
+    """
     logs = tmp_path / "logs"
     logs.mkdir()
     write_log(logs / "0.jsonl", records(4_000, dp_rank=0))
-    other = write_log(tmp_path / "1.jsonl", records(3_000, dp_rank=1, seed=1))
+    slow = (
+        attrs.evolve(one, model_run_duration_ms=1.5 * (one.model_run_duration_ms or 0))
+        for one in records(3_000, dp_rank=1, seed=1)
+    )
+    other = write_log(tmp_path / "1.jsonl", slow)
     (logs / "1.jsonl.gz").write_bytes(gzip.compress(other.read_bytes()))
     write_log(logs / "2.jsonl", (one for one in records(4_500, dp_rank=0) if one.batch_id > 3_900))
     return logs
@@ -61,6 +69,9 @@ def test_a_cluster_finds_what_one_machine_finds(
     assert_same(summarize(digest), summarize(expected))
     assert summarize(digest).num_duplicate_batches == 99
     assert_same_charts(digest, expected)
+    (slow_rank,) = find_anomalies(digest)
+    assert (slow_rank.kind, slow_rank.dp_rank) == ("slow_rank", 1)
+    assert [slow_rank] == find_anomalies(expected)
     assert len(seen) > 5
     assert seen == sorted(seen)
     assert seen[-1] == (seen[-1][1],) * 2
@@ -75,6 +86,7 @@ def test_the_command_reads_on_a_cluster(
     out = tmp_path / "out"
     assert main(["analyze", str(folder), "--json", "--dask", address, "--out", str(out)]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("findings") == expected.pop("findings") != []
     for name, value in expected.items():
         assert printed[name] == pytest.approx(value), name
     assert len(list(out.iterdir())) == 8

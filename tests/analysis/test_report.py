@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import pandas as pd
 import pytest
 from browser import DESKTOP, PATIENCE_MS, PHONE, open_browser, open_page
 from playwright.sync_api import Browser, Page
@@ -295,10 +294,17 @@ def test_a_long_log_makes_no_larger_page_and_keeps_its_spikes(tmp_path: Path) ->
     assert max(map(len, heights)) <= 480
 
 
-def test_a_log_that_was_not_loaded_has_no_findings_and_says_so(tmp_path: Path) -> None:
-    """It may be longer than the memory."""
-    page = text_of(scan(write_log(tmp_path / "run.jsonl", records(200))))
-    assert "too long for findings" in page
+def test_a_log_that_was_not_loaded_has_findings_but_no_slow_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be longer than the memory; findings are then concluded from a part of it."""
+    monkeypatch.setattr("sched_profiler.analysis.sample.MAX_STRETCHES", 2)
+    engine = SimulatedEngine(setup=Setup(max_num_seqs=8), load=Load(requests_per_s=30))
+    log = write_log(tmp_path / "run.jsonl", engine.run(2_000))
+    page = text_of(scan(log), manifests=[engine.manifest()])
+    assert "Concluded from 1,024 batches" in page
+    assert "max_num_seqs (8) are running" in page
+    assert 'class="batch" data-at="' in page
     assert "too long to look for slow batches" in page
 
 
@@ -321,7 +327,8 @@ def test_a_frame_is_enough(tmp_path: Path) -> None:
     df = load(write_log(tmp_path / "run.jsonl", records(300)))
     page = text_of(Digest.of_frame(df[:150]), df[:150])
     assert "150 batches" in page
-    assert isinstance(df, pd.DataFrame)
+    assert "Nothing noteworthy was found" in page
+    assert "Findings were not looked for" in text_of(Digest.of_frame(df))
 
 
 def test_many_runs_are_listed_up_to_a_number(tmp_path: Path) -> None:

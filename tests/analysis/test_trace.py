@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pandas as pd
 import pytest
-from simulated_engine import Load, Setup, SimulatedEngine
+from simulated_engine import Setup, SimulatedEngine
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler.analysis import load, write_trace
@@ -135,28 +132,3 @@ def test_a_log_of_the_original_feature_has_a_timeline(measured: bool) -> None:  
 def test_no_batches_make_an_empty_trace() -> None:
     """Which is still one."""
     assert events_of(pd.DataFrame({"timestamp": []})) == []
-
-
-_TRACE_PROCESSOR = os.environ.get("TRACE_PROCESSOR") or shutil.which("trace_processor_shell")
-
-
-@pytest.mark.skipif(not _TRACE_PROCESSOR, reason="needs Perfetto's trace_processor_shell")
-def test_perfetto_loads_a_trace(tmp_path: Path) -> None:  # pragma: no cover - see the mark
-    """Its own trace processor finds every slice, and no error."""
-    perfetto = pytest.importorskip("perfetto.trace_processor")
-    engine = SimulatedEngine(load=Load(requests_per_s=20), setup=Setup(num_blocks=300))
-    df = pd.DataFrame([attrs.asdict(record) for record in engine.run(600)])
-    path = tmp_path / "trace.json"
-    with path.open("w", encoding="utf-8") as stream:
-        write_trace(df, stream)
-    config = perfetto.TraceProcessorConfig(bin_path=_TRACE_PROCESSOR)
-    with perfetto.TraceProcessor(trace=str(path), config=config) as processor:
-        names = {
-            row.name: row.num
-            for row in processor.query("select name, count(*) as num from slice group by name")
-        }
-        assert names["schedule"] == 600
-        errors = processor.query(
-            "select sum(value) as num from stats where severity = 'error' and value > 0"
-        )
-        assert not next(iter(errors)).num

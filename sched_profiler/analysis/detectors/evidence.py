@@ -45,14 +45,24 @@ class Evidence:
     """Wall time of each batch: see `occupied_ms`."""
     cell: Ints
     """Batches with the same number hold about the same tokens."""
+    looked_at: float
+    """See `Finding`."""
 
     @classmethod
-    def of(cls, run: pd.DataFrame, manifest: RunManifest | None) -> Evidence | None:
-        """Return the evidence of a run, or None where it is too short to tell."""
+    def of(
+        cls, run: pd.DataFrame, manifest: RunManifest | None, num_batches: int
+    ) -> Evidence | None:
+        """Return the evidence of a run, or None where it is too short to tell.
+
+        Args:
+            run: its batches, or some of them.
+            manifest: of the run.
+            num_batches: how many it has.
+        """
         df = run.iloc[_WARM_UP:]
         if len(df) < _FEWEST:
             return None
-        return cls(df, manifest, occupied_ms(df), cells(df))
+        return cls(df, manifest, occupied_ms(df), cells(df), len(run) / num_batches)
 
     def column(self, name: str) -> Floats:
         """Return a column of the log."""
@@ -141,6 +151,7 @@ class Evidence:
             dp_rank=self.dp_rank,
             batch_ids=tuple(int(self.df["batch_id"].iloc[row]) for row in rows),
             remedy=remedy,
+            looked_at=self.looked_at,
         )
 
     @property

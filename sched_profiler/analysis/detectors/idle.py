@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sched_profiler.analysis.finding import Finding
 
     Floats = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
 
 __all__ = ["critical_path", "gaps"]
 
@@ -46,12 +47,18 @@ class _Idle:
         # The model was idle for no longer than schedule() ran because of it.
         waited = np.maximum(0.0, idle - run.column("queue_duration_ms"))
         schedule = np.minimum(run.column("schedule_duration_ms"), waited)
-        update_before = np.concatenate(([0.0], run.column("update_duration_ms")[:-1]))
+        # What was before a batch is known only where the one before it is.
+        follows = np.diff(run.column("batch_id")) == 1
+        update_before = _of_the_one_before(run.column("update_duration_ms"), follows)
         update = np.minimum(np.nan_to_num(update_before), idle - schedule)
         requests = run.column("num_running_reqs") + run.column("num_waiting_reqs")
-        left = np.concatenate(([np.nan], requests[:-1])) - run.column("num_finished_reqs")
+        left = _of_the_one_before(requests, follows) - run.column("num_finished_reqs")
         rest = np.where(left > 0, idle - schedule - update, np.nan)
         return cls(schedule, update, rest)
+
+
+def _of_the_one_before(values: Floats, follows: Mask) -> Floats:
+    return np.concatenate(([np.nan], np.where(follows, values[:-1], np.nan)))
 
 
 def critical_path(run: Evidence) -> Iterator[Finding]:

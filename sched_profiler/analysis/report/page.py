@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from sched_profiler import __version__
 from sched_profiler.analysis.anomalies import find_anomalies
+from sched_profiler.analysis.digest import Digest
 from sched_profiler.analysis.report.charts import Charts, charts, compared, run_names
 from sched_profiler.analysis.report.definitions import DEFINITIONS
 from sched_profiler.analysis.slow import slow_batches
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sched_profiler.analysis.digest import Digest
     from sched_profiler.analysis.finding import Finding
     from sched_profiler.analysis.runs import Run
     from sched_profiler.analysis.slow import SlowBatch
@@ -67,7 +67,7 @@ def write_report(
         stream: where to write, as text.
         digest: of the log, as `scan` returns it.
         df: the same log, as `load` returns it. Without it, as for one that does not fit into
-            memory, the page has neither findings nor slow batches, and says so.
+            memory, the page has no slow batches, and says so.
         manifests: of its runs, as `load_manifests` returns them, also of other runs.
         title: what to call the log; by default the model of its runs.
     """
@@ -78,6 +78,8 @@ def write_report(
     comparison = compared(digest)
     if comparison is not None:
         drawn.charts.append(comparison)
+    # The digest of a frame has no sample.
+    looked_at = digest if digest.num_sampled else df
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     plotly = get_plotlyjs()
     page = (
@@ -93,7 +95,8 @@ def write_report(
             engines=_engines(known),
             first=min((run.start for run in runs), default=np.inf),
             time=time,
-            findings=None if df is None else _findings(df, known, time),
+            findings=None if looked_at is None else _findings(looked_at, known, time),
+            num_looked_at=digest.num_sampled or digest.num_batches,
             slow=None if df is None else _slow(df, time),
             charts=drawn.charts,
             data=_data(drawn),
@@ -211,17 +214,24 @@ def _rows(
 
 
 def _findings(
-    df: pd.DataFrame, manifests: Sequence[RunManifest | None], time: TimeAxis
+    log: Digest | pd.DataFrame, manifests: Sequence[RunManifest | None], time: TimeAxis
 ) -> list[tuple[Finding, list[tuple[int, float]]]]:
     """Return the findings, each with its batches and where these are on the axis of time."""
-    found = find_anomalies(df, [manifest for manifest in manifests if manifest is not None])
-    of_run = df["run"].to_numpy()
+    found = find_anomalies(log, [manifest for manifest in manifests if manifest is not None])
+    if isinstance(log, Digest):
+        runs = [columns for columns, _ in log.samples()]
+    else:
+        runs = [{name: run[name].to_numpy() for name in _PLACE} for _, run in log.groupby("run")]
     placed = []
     for finding in found:
-        rows = df[(of_run == finding.run) & df["batch_id"].isin(finding.batch_ids).to_numpy()]
-        at = time.of(rows["timestamp"].to_numpy())
-        placed.append((finding, list(zip(rows["batch_id"].tolist(), at.tolist(), strict=True))))
+        ids, timestamps = (runs[finding.run][name] for name in _PLACE)
+        shown = np.isin(ids, finding.batch_ids)
+        batches = zip(ids[shown].astype(int).tolist(), time.of(timestamps[shown]), strict=True)
+        placed.append((finding, [(batch_id, float(at)) for batch_id, at in batches]))
     return placed
+
+
+_PLACE = ("batch_id", "timestamp")
 
 
 def _slow(df: pd.DataFrame, time: TimeAxis) -> list[tuple[SlowBatch, float]]:
