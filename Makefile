@@ -26,7 +26,7 @@ $(READY): pyproject.toml tools/setup.sh hatch_build.py sched_profiler/engines/_v
 	@touch $@
 
 .PHONY: demo
-demo: $(READY) ## Profile a real vLLM server under load; ends with a log and a picture in .demo/
+demo: $(READY) ## Profile a real vLLM server under load; ends with a log, a picture and a report in .demo/
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test

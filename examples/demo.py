@@ -72,9 +72,11 @@ def main() -> int:
 def run(out: Path, num_requests: int) -> int:
     """Go through the steps, writing to the folder `out`; return the exit status."""
     out.mkdir(parents=True, exist_ok=True)
-    log, picture = out / "scheduler_profiling.jsonl", out / "overview.png"
+    log, picture, page = (
+        out / name for name in ("scheduler_profiling.jsonl", "overview.png", "report.html")
+    )
     # Logs are appended to: a run of the demo begins a new one.
-    for old in (log, log.with_suffix(".run.json"), picture):
+    for old in (log, *out.glob("*.run.json"), picture, page):
         old.unlink(missing_ok=True)
 
     print(f"[1/5] making a model of random weights in {out / 'model'}", flush=True)
@@ -101,10 +103,12 @@ def run(out: Path, num_requests: int) -> int:
 
     print(f"[5/5] sched-profiler analyze {log} --out {out}\n", flush=True)
     analyze = [sys.executable, "-m", "sched_profiler", "analyze", str(log), "--out", str(out)]
-    status = subprocess.run(analyze, check=False).returncode  # noqa: S603 - made right above
-    if status:
-        return status
-    return check(log, picture, used, num_requests)
+    report = [sys.executable, "-m", "sched_profiler", "report", str(log), "-o", str(page)]
+    for command in (analyze, [*report, "--title", "Demo: chats, documents, both"]):
+        status = subprocess.run(command, check=False).returncode  # noqa: S603 - made right above
+        if status:
+            return status
+    return check(log, picture, page, used, num_requests)
 
 
 def mixed_requests(number: int) -> list[Request]:
@@ -154,7 +158,7 @@ def send(server: Server, requests: list[Request]) -> Counter[str]:
     return used
 
 
-def check(log: Path, picture: Path, used: Counter[str], num_requests: int) -> int:
+def check(log: Path, picture: Path, page: Path, used: Counter[str], num_requests: int) -> int:
     """Hold the log against the schema and against the server's own count of tokens.
 
     Returns:
@@ -179,7 +183,7 @@ def check(log: Path, picture: Path, used: Counter[str], num_requests: int) -> in
         )
         return 1
     print(f"Its batches computed {num_tokens} tokens, exactly those of the answers.")
-    print(f"\nlog:      {log}\npicture:  {picture}")
+    print(f"\nlog:      {log}\npicture:  {picture}\nreport:   {page.resolve().as_uri()}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -515,6 +516,57 @@ def test_trace_writes_a_timeline(log: Path, tmp_path: Path, capsys: Capture, nam
     (tmp_path / "folder").mkdir()
     assert "name another --output" in failure(capsys, "trace", log, "-o", tmp_path / "folder")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_report_writes_a_page(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Under its name only when it is whole, and with what its maker calls it."""
+    page = tmp_path / "report.html"
+    assert main(["report", str(log), "-o", str(page), "--title", "Tuesday"]) == 0
+    printed = capsys.readouterr()
+    assert re.fullmatch(
+        rf"wrote {page}, \d\.\d MB about 40 batches\nopen it in a browser; it needs no network\n",
+        printed.out,
+    )
+    assert printed.err == ""
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>Tuesday</h1>" in text
+    assert text.endswith("</html>")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_bytes(log.read_bytes() + b"nonsense\n")
+    assert "broken.jsonl" in failure(capsys, "report", broken, "-o", page)
+    assert "no record in" in failure(capsys, "report", os.devnull, "-o", page)
+    (tmp_path / "folder").mkdir()
+    assert "name another --output" in failure(capsys, "report", log, "-o", tmp_path / "folder")
+    assert page.read_text(encoding="utf-8") == text
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_report_of_a_log_that_does_not_fit_into_memory(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not loaded, and the page says what it lacks."""
+    monkeypatch.setattr("sched_profiler.cli.report._MOST_BATCHES", 39)
+    assert main(["report", str(log), "-o", str(tmp_path / "report.html")]) == 0
+    assert "too long to look for slow batches" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("module", ["plotly", "jinja2"])
+def test_without_the_extra_report_says_what_to_install(
+    log: Path, tmp_path: Path, module: str
+) -> None:
+    """And writes nothing."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from sched_profiler.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = run("-c", code, "report", log, "-o", tmp_path / "report.html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"sched-profiler: report needs {module}")
+    assert done.stderr.endswith('install it with: pip install "sched-profiler[report]"\n')
+    assert not (tmp_path / "report.html").exists()
 
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]0;x\x07\n\u202eclean\u2028<b>"

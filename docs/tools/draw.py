@@ -11,7 +11,9 @@ the summary that the tutorial quotes, belongs to the same run: redraw them toget
 from __future__ import annotations
 
 import io
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 IMAGES = Path(__file__).parents[1] / "images"
+DEMO_TITLE = "Demo: chats, documents, both"
 
 _SCHEDULE, _MODEL_RUN, _QUEUE, _UPDATE = "#0072B2", "#D55E00", "#999999", "#009E73"
 
@@ -54,6 +57,28 @@ def draw_charts(log: str) -> None:
         figure = getattr(analysis, f"plot_{name}")(df)
         figure.set_size_inches(9, 5)
         save_small(figure, f"{name}.png", dpi=100)
+
+
+def draw_report(log: str) -> None:
+    """Draw the top of the report, as a browser shows it."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - and Chromium
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder, "report.html")
+        with page.open("w", encoding="utf-8") as stream:
+            manifests = analysis.load_manifests(log)
+            analysis.write_report(
+                stream, analysis.scan(log), analysis.load(log), manifests, title=DEMO_TITLE
+            )
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        shown = browser.new_page(viewport={"width": 1280, "height": 1500})
+        shown.goto(page.as_uri())
+        shown.wait_for_selector("html[data-drawn]")
+        shown.locator("#plot-step-times").hover(position={"x": 560, "y": 120})
+        shown.wait_for_timeout(500)
+        picture = Image.open(io.BytesIO(shown.screenshot()))
+        picture.convert("RGB").quantize(256).save(IMAGES / "report.png", optimize=True)
+        browser.close()
 
 
 def draw_timeline(synchronous: pd.DataFrame, asynchronous: pd.DataFrame) -> None:
@@ -117,6 +142,7 @@ def main() -> None:
     synchronous, asynchronous = sys.argv[1:]
     IMAGES.mkdir(exist_ok=True)
     draw_charts(synchronous)
+    draw_report(synchronous)
     draw_timeline(_batches(synchronous, 300), _batches(asynchronous, 35))
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         plot_step_times,
         plot_tokens,
     )
+    from sched_profiler.analysis.report.page import write_report
     from sched_profiler.analysis.run_settings import common_settings, label_sides
     from sched_profiler.analysis.slow import Deviation, SlowBatch, slow_batches
     from sched_profiler.analysis.stats import Distribution, Summary, summarize
@@ -82,6 +83,7 @@ __all__ = [
     "scan",
     "slow_batches",
     "summarize",
+    "write_report",
     "write_trace",
 ]
 
@@ -105,6 +107,7 @@ _HOMES = {
         "plot_step_times",
         "plot_tokens",
     ),
+    "report.page": ("write_report",),
     "run_settings": ("common_settings", "label_sides"),
     "slow": ("Deviation", "SlowBatch", "slow_batches"),
     "stats": ("Distribution", "Summary", "summarize"),

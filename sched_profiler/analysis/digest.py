@@ -37,21 +37,18 @@ __all__ = ["COLUMNS", "Digest", "OverlapError", "Ratio"]
 _DURATIONS = ("schedule", "model_run", "total_step")
 _CHUNKS = ("prefill", "decode")
 _NUMBERS = (
+    "batch_id",
     "timestamp",
     *SERIES,
     "total_step_duration_ms",
     "queue_duration_ms",
-    "idle_duration_ms",
-    "num_waiting_reqs",
-    "kv_cache_usage",
     "token_budget",
     "num_dropped_records",
 )
 COLUMNS = (
-    "batch_id",
+    *dict.fromkeys((*_NUMBERS, *SAMPLED)),
     "run_id",
     "dp_rank",
-    *dict.fromkeys((*_NUMBERS, *SAMPLED)),
     "prefill_chunk_sizes",
     "decode_chunk_sizes",
 )
@@ -161,24 +158,22 @@ class Digest:
         ]
 
     @property
+    def ordered_runs(self) -> list[Run]:
+        """All runs in the order of their first batch: the numbers that `load` gives them."""
+        return sorted(self.runs, key=lambda run: run.start)
+
+    @property
     def num_sampled(self) -> int:
         """How many batches findings are concluded by."""
         return sum(len(run.sample) for run in self.runs)
 
     def excerpts(self) -> Iterator[Excerpt]:
         """Yield the batches that are kept of each run, in the order of the runs' starts."""
-        named = [(key, run) for key, run in self._named.items()]
-        nameless = [
-            ((None, dp_rank), run)
-            for (_, dp_rank), lives in self._nameless.items()
-            for run in lives.runs
-        ]
-        ordered = sorted([*named, *nameless], key=lambda item: item[1].start)
-        for number, ((run_id, dp_rank), run) in enumerate(ordered):
+        for number, run in enumerate(self.ordered_runs):
             yield Excerpt(
                 run=number,
-                run_id=run_id,
-                dp_rank=dp_rank,
+                run_id=run.run_id,
+                dp_rank=run.dp_rank,
                 num_batches=run.num_batches,
                 rows=run.sample.rows(),
             )
@@ -201,7 +196,7 @@ class Digest:
         names, of_row = np.unique(which, return_inverse=True)
         for number, name in enumerate(names):
             rows = np.flatnonzero(of_row == number)
-            run = digest._named[("run", name)] = Run()
+            run = digest._named[("run", name)] = Run(*_identity(df, rows[0]))
             run.add(rows, ids, columns)
         digest._add_columns(columns)
         for phase in _CHUNKS:
@@ -259,7 +254,7 @@ class Digest:
         if self._overlaps(later):
             raise OverlapError
         for key, run in later._named.items():
-            self._named.setdefault(key, Run()).merge(run)
+            self._named.setdefault(key, Run(run.run_id, run.dp_rank)).merge(run)
         for key, lives in later._nameless.items():
             if key in self._nameless:
                 self._nameless[key].merge(lives)
@@ -306,12 +301,12 @@ class Digest:
             groups = [np.flatnonzero(number == index) for index in range(len(different))]
         for (run_id, dp_rank), indices in zip(different.iter_rows(), groups, strict=True):
             if run_id is not None:
-                yield self._named.setdefault((run_id, dp_rank), Run()), indices
+                yield self._named.setdefault((run_id, dp_rank), Run(run_id, dp_rank)), indices
                 continue
             starts = np.flatnonzero(starts_over(ids[indices], times[indices])) + 1
             parts = np.split(indices, starts)
             lives = _Lives(
-                [Run() for _ in parts],
+                [Run(None, dp_rank) for _ in parts],
                 (int(ids[indices[0]]), float(times[indices[0]])),
                 (int(ids[indices[-1]]), float(times[indices[-1]])),
             )
@@ -360,6 +355,16 @@ _RATIOS = (
     "mean_decode_reqs",
     "total_tokens",
 )
+
+
+def _identity(df: pd.DataFrame, row: int) -> tuple[str | None, int | None]:
+    """Return `run_id` and `dp_rank` of a row, None where unknown."""
+    run_id = df["run_id"].iloc[row] if "run_id" in df else None
+    dp_rank = numbers(df.iloc[[row]], "dp_rank")[0]
+    return (
+        run_id if isinstance(run_id, str) else None,
+        None if np.isnan(dp_rank) else int(dp_rank),
+    )
 
 
 def _known(values: Floats) -> Floats:

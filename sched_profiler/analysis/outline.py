@@ -36,9 +36,12 @@ SERIES = (
     "num_prefill_reqs",
     "num_decode_reqs",
     "total_scheduled_tokens",
+    "num_waiting_reqs",
+    "kv_cache_usage",
+    "idle_duration_ms",
 )
-"""Quantities that are drawn over time."""
-COLUMNS = ("timestamp", *SERIES)
+"""Quantities that are drawn over time; there is room for no more."""
+COLUMNS = ("batch_id", "timestamp", *SERIES)
 """What is kept of a batch."""
 
 _VALUE_BITS = 19  # 11 of the exponent, 8 of the mantissa; there is no sign
@@ -149,6 +152,16 @@ class Outline:
         self._keep(other.rows, other.num_rows)
         self.trend.merge(other.trend)
         self.density.merge(other.density)
+
+    def over_time(self, series: str) -> tuple[Floats, Floats, Ints]:
+        """Return when a quantity had which value, as Unix time in s, and how often.
+
+        Of a short log these are its rows, and an unknown value is NaN.
+        """
+        if self.rows is None:
+            return self.trend.counts(series)
+        values = self.rows[series]
+        return self.rows["timestamp"], values, np.ones(len(values), dtype=np.int64)
 
     def _keep(self, columns: Mapping[str, Floats] | None, num_rows: int | None = None) -> None:
         self.num_rows += len(columns["timestamp"]) if columns is not None else num_rows or 0

@@ -17,9 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+from sched_profiler.analysis.bands import Bands
 from sched_profiler.analysis.chart import Chart
 from sched_profiler.analysis.digest import Digest
-from sched_profiler.analysis.sketch import Sketch
+from sched_profiler.analysis.time_axis import TimeAxis
+from sched_profiler.analysis.weighted import bar_edges, correlation, has_long_tail, median
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from sched_profiler.analysis.sketch import Sketch
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -126,7 +130,7 @@ def _draw(draw: Callable[[Axes, Digest], None], axes: Axes, digest: Digest) -> N
 
 def _draw_step_times(axes: Axes, digest: Digest) -> None:
     axes.set_title("Schedule and model-run time of each batch")
-    time = _Time(digest)
+    time = TimeAxis(digest)
     series = [
         _series(digest, time, _SCHEDULE_LABEL, _BLUE, "schedule_duration_ms"),
         _series(digest, time, _MODEL_RUN_LABEL, _VERMILION, "model_run_duration_ms"),
@@ -136,7 +140,7 @@ def _draw_step_times(axes: Axes, digest: Digest) -> None:
 
 def _draw_requests(axes: Axes, digest: Digest) -> None:
     axes.set_title("Prefill and decode requests in each batch")
-    time = _Time(digest)
+    time = TimeAxis(digest)
     series = [
         _series(digest, time, "decode", _SKY, "num_decode_reqs"),
         _series(digest, time, "prefill", _ORANGE, "num_prefill_reqs"),
@@ -146,7 +150,7 @@ def _draw_requests(axes: Axes, digest: Digest) -> None:
 
 def _draw_tokens(axes: Axes, digest: Digest) -> None:
     axes.set_title("Tokens scheduled in each batch")
-    time = _Time(digest)
+    time = TimeAxis(digest)
     series = [_series(digest, time, "scheduled tokens", _GREEN, "total_scheduled_tokens")]
     budgets = digest.token_budgets
     # Runs with budgets of their own would each need a line; one is a limit, several are a mesh.
@@ -179,7 +183,7 @@ def _draw_schedule_against_model_run(axes: Axes, digest: Digest) -> None:
         axes.set_title(title)
         _say(axes, f"{_MODEL_RUN_LABEL}: not recorded")
         return
-    axes.set_title(f"{title}\n{_correlation(x, y, counts)}")
+    axes.set_title(f"{title}\n{correlation(x, y, counts)}")
     x = _scale(axes, "x", x, counts, f"{_MODEL_RUN_LABEL} (ms)")
     y = _scale(axes, "y", y, counts, f"{_SCHEDULE_LABEL} (ms)")
     if rows is None:
@@ -212,18 +216,14 @@ class _Series:
     """In how many batches."""
 
 
-def _series(digest: Digest, time: _Time, label: str, colour: str, name: str) -> _Series:
-    rows = digest.outline.rows
-    if rows is not None:
-        heights, ones = rows[name], np.ones(len(rows[name]), dtype=np.int64)
-        return _Series(label, colour, time.of(rows["timestamp"]), heights, ones)
-    timestamp, heights, counts = digest.outline.trend.counts(name)
+def _series(digest: Digest, time: TimeAxis, label: str, colour: str, name: str) -> _Series:
+    timestamp, heights, counts = digest.outline.over_time(name)
     return _Series(label, colour, time.of(timestamp), heights, counts)
 
 
 def _draw_trend(
     axes: Axes,
-    time: _Time,
+    time: TimeAxis,
     series: list[_Series],
     label: str,
     *,
@@ -253,7 +253,10 @@ def _draw_trend(
         for one in series
         if one not in recorded
     ]
-    is_log = floor is not None and _is_long_tailed(recorded)
+    is_log = floor is not None and has_long_tail(
+        max(np.nanmax(one.heights) for one in recorded),
+        min(median(one.heights, one.counts) for one in recorded),
+    )
     if floor is not None and is_log:
         recorded = [attrs.evolve(one, heights=np.maximum(one.heights, floor)) for one in recorded]
     for one in recorded:
@@ -292,25 +295,6 @@ def _has_fractions(series: list[_Series]) -> bool:
 _BAND_ALPHA = 0.3
 
 
-def _is_long_tailed(series: list[_Series]) -> bool:
-    """Tell whether one axis from 0 to the largest value would flatten the median of a series."""
-    largest = max(np.nanmax(one.heights) for one in series)
-    smallest = min(_median(one.heights, one.counts) for one in series)
-    return bool(largest > _LONG_TAIL * smallest)
-
-
-def _median(values: Floats, counts: Ints) -> float:
-    """Return the median of values that occur so often; NaN does not count."""
-    known = ~np.isnan(values)
-    sketch = Sketch()
-    sketch.add(values[known], counts[known])
-    return sketch.quantiles([0.5])[0]
-
-
-_LONG_TAIL = 20
-"""What is less than a twentieth of an axis high cannot be read off it."""
-
-
 def _draw_each(axes: Axes, series: _Series) -> None:
     axes.plot(
         series.x,
@@ -325,7 +309,7 @@ def _draw_each(axes: Axes, series: _Series) -> None:
 
 def _draw_bands(axes: Axes, series: _Series, centre: Literal["mean", "median"]) -> None:
     known = ~np.isnan(series.heights)
-    bands = _Bands.of(series.x[known], series.heights[known], series.counts[known])
+    bands = Bands.of(series.x[known], series.heights[known], series.counts[known], MAX_BANDS)
     axes.fill_between(
         bands.x, bands.p5, bands.p95, color=series.colour, alpha=_BAND_ALPHA, linewidth=0
     )
@@ -345,99 +329,10 @@ def _draw_bands(axes: Axes, series: _Series, centre: Literal["mean", "median"]) 
     )
 
 
-@attrs.frozen(eq=False)
-class _Bands:
-    """A quantity in equal intervals of x: one number each, NaN in an empty interval.
-
-    There are at most `MAX_BANDS` intervals, and on average at least 10 values in each.
-    """
-
-    x: Floats
-    """Middles of the intervals."""
-    mean: Floats
-    p5: Floats
-    median: Floats
-    p95: Floats
-    largest: Floats
-
-    @classmethod
-    def of(cls, x: Floats, y: Floats, counts: Ints) -> _Bands:
-        num_bands = int(np.clip(counts.sum() // 10, 1, MAX_BANDS))
-        width = float(np.ptp(x)) / num_bands or 1.0
-        band = np.minimum((x - x.min()) // width, num_bands - 1).astype(np.int64)
-        order = np.lexsort((y, band))
-        ordered, ends = y[order], np.cumsum(counts[order])
-        num_values = np.bincount(band, weights=counts, minlength=num_bands)
-        sums = np.bincount(band, weights=y * counts, minlength=num_bands)
-
-        def quantile(share: float) -> Floats:
-            position = np.cumsum(num_values) - num_values + share * (num_values - 1)
-            below, above = (
-                ordered[np.searchsorted(ends, rounded(position), side="right").clip(0, len(y) - 1)]
-                for rounded in (np.floor, np.ceil)
-            )
-            return np.where(num_values > 0, below + (above - below) * (position % 1), np.nan)
-
-        return cls(
-            x=x.min() + width * (np.arange(num_bands) + 0.5),
-            mean=np.where(num_values > 0, sums / np.maximum(num_values, 1), np.nan),
-            p5=quantile(0.05),
-            median=quantile(0.50),
-            p95=quantile(0.95),
-            largest=quantile(1.0),
-        )
-
-
 def _draw_run_starts(axes: Axes, starts: Floats) -> Artist:
     lines = [axes.axvline(start, color=_GREY, linestyle=":", linewidth=1) for start in starts]
     lines[0].set_label("a run starts")
     return lines[0]
-
-
-_MAX_RUN_STARTS = 20
-"""With more lines than this, a chart shows nothing else."""
-
-
-class _Time:
-    """The time axis of a log: when the engines ran, without the time between runs."""
-
-    def __init__(self, digest: Digest) -> None:
-        spans = sorted((run.start, run.last) for run in digest.runs if run.start <= run.last)
-        starts, lasts = (
-            (np.array(ends, dtype=np.float64) for ends in zip(*spans, strict=True))
-            if (spans)
-            else (np.zeros(1), np.zeros(1))
-        )
-        covered_until = np.concatenate((starts[:1], np.maximum.accumulate(lasts)[:-1]))
-        # Each pause begins where all runs before have ended, and lasts until the next one starts.
-        self._begins = covered_until
-        self._lengths = np.maximum(0.0, starts - covered_until)
-        self._start = starts[0]
-        unit, self._length = "s", 1.0
-        for longer, its_length in (("min", 60.0), ("h", 3600.0)):
-            if lasts.max() - starts[0] - self._lengths.sum() > _ENOUGH_OF_A_UNIT * its_length:
-                unit, self._length = longer, its_length
-        without = ", without the time between runs" if self._lengths.any() else ""
-        self.num_batches = digest.num_batches
-        self.label = f"time since the first batch ({unit}{without})"
-        run_starts = self.of(starts)[1:]
-        self.run_starts = run_starts if len(run_starts) <= _MAX_RUN_STARTS else run_starts[:0]
-        """Where the runs start that begin after the first one; empty if they are too many to show.
-        """
-
-    def of(self, timestamp: Floats) -> Floats:
-        """Return where on the axis Unix times are."""
-        pauses = np.flatnonzero(self._lengths)
-        ends = (self._begins + self._lengths)[pauses]
-        passed = np.concatenate(([0.0], np.cumsum(self._lengths[pauses])))
-        index = np.searchsorted(ends, timestamp, side="right")
-        # An interval of time may reach into a pause.
-        begins = np.append(self._begins[pauses], np.inf)[index]
-        on_axis: Floats = np.minimum(timestamp, begins) - self._start - passed[index]
-        return on_axis / self._length
-
-
-_ENOUGH_OF_A_UNIT = 5
 
 
 def _draw_histogram(axes: Axes, sketch: Sketch, label: str, colour: str) -> None:
@@ -447,7 +342,7 @@ def _draw_histogram(axes: Axes, sketch: Sketch, label: str, colour: str) -> None
     p50, p95, p99 = sketch.quantiles([0.50, 0.95, 0.99])
     values, weights = sketch.values()
     values = _scale(axes, "x", values, weights, f"{label} (ms)")
-    edges = _edges(values, sketch.count, logarithmic=axes.get_xscale() == "log")
+    edges = bar_edges(values, sketch.count, logarithmic=axes.get_xscale() == "log")
     counts, edges = np.histogram(values, edges, weights=weights)
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.75)
     counted = "batches"
@@ -468,21 +363,11 @@ _RARE = 1_000
 """A bar that is a thousandth as high as the highest cannot be seen beside it."""
 
 
-def _edges(values: Floats, count: int, *, logarithmic: bool) -> Floats:
-    """Return the edges of bars of equal width, about as many as the root of the values."""
-    num_bars = int(np.clip(np.sqrt(count), 10, 80))
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        # All the same: one bar in the middle says so.
-        return np.array([low - 0.5, low + 0.5]) if not logarithmic else np.array([low / 2, low * 2])
-    return (np.geomspace if logarithmic else np.linspace)(low, high, num_bars + 1)
-
-
 def _scale(
     axes: Axes, which: Literal["x", "y"], values: Floats, counts: Ints, label: str
 ) -> Floats:
     """Label an axis and make it logarithmic for a long tail; return the values to draw on it."""
-    if values.max() > _LONG_TAIL * max(_median(values, counts), _RESOLUTION_MS):
+    if has_long_tail(values.max(), max(median(values, counts), _RESOLUTION_MS)):
         values = np.maximum(values, _RESOLUTION_MS)
         _make_log(axes, which, values)
         label += ", log scale"
@@ -537,28 +422,6 @@ def _draw_density(axes: Axes, x: Floats, y: Floats, counts: Ints) -> None:
     if is_log_y:
         _make_log(axes, "y", y)
     axes.figure.colorbar(cells, ax=axes, label="batches in a cell, log scale")
-
-
-def _correlation(x: Floats, y: Floats, counts: Ints) -> str:
-    count = f"{counts.sum():,} batches"
-    if counts.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:  # noqa: PLR2004 - two points always agree
-        return f"no correlation defined, {count}"
-    pearson = _pearson(x, y, counts)
-    ranks = _pearson(_ranks(x, counts), _ranks(y, counts), counts)
-    return f"Pearson r = {pearson:.2f}, Spearman rho = {ranks:.2f}, {count}"
-
-
-def _pearson(x: Floats, y: Floats, counts: Ints) -> float:
-    covariance = np.cov(x, y, fweights=counts)
-    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
-
-
-def _ranks(values: Floats, counts: Ints) -> Floats:
-    """Return the rank of each value, the mean of theirs for equal ones."""
-    different, which = np.unique(values, return_inverse=True)
-    num_each = np.bincount(which, weights=counts, minlength=len(different))
-    ranks: Floats = (np.cumsum(num_each) - (num_each - 1) / 2)[which]
-    return ranks
 
 
 def _legend_below(axes: Axes, handles: list[Artist]) -> None:

@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from sched_profiler.analysis.sample import Sample
+from sched_profiler.analysis.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,10 +103,17 @@ class Ranges:
         self._ends = ends[np.concatenate((apart, [True]))]
 
 
+_DURATIONS = ("schedule_duration_ms", "model_run_duration_ms")
+_FEW_VALUES = 4_096
+"""There may be thousands of runs; a quantile of theirs may be off by less than half a percent."""
+
+
 @attrs.define(eq=False)
 class Run:
-    """What is known of one run: when it was, and what it had to say of its records."""
+    """What is known of one run: when it was, how it went, and what it had to say of its records."""
 
+    run_id: str | None = None
+    dp_rank: int | None = None
     seen: Ranges = attrs.field(factory=Ranges)
     num_batches: int = 0
     num_measured: int = 0
@@ -126,6 +134,13 @@ class Run:
     """Batches without a batch_id."""
     num_dropped: float = -np.inf
     """Records that the engine itself counted as dropped; infinitely few if it counts none."""
+    durations: dict[str, Sketch] = attrs.field(
+        factory=lambda: {name: Sketch(_FEW_VALUES) for name in _DURATIONS}
+    )
+    """Of `schedule_duration_ms` and `model_run_duration_ms`."""
+    num_tokens: float = 0.0
+    max_waiting_reqs: float = -np.inf
+    max_kv_cache_usage: float = -np.inf
     sample: Sample = attrs.field(factory=Sample)
     """Batches by which its findings are concluded."""
 
@@ -154,6 +169,16 @@ class Run:
         step = np.where(np.isnan(total), schedule, total)
         self.end = max(self.end, -_least(-(timestamp + step / 1e3)))
         self.num_dropped = max(self.num_dropped, -_least(-dropped))
+        for name, sketch in self.durations.items():
+            values = columns[name][rows]
+            sketch.add(values[~np.isnan(values)])
+        self.num_tokens += float(np.nansum(columns["total_scheduled_tokens"][rows]))
+        self.max_waiting_reqs = max(
+            self.max_waiting_reqs, -_least(-columns["num_waiting_reqs"][rows])
+        )
+        self.max_kv_cache_usage = max(
+            self.max_kv_cache_usage, -_least(-columns["kv_cache_usage"][rows])
+        )
         ids = batch_ids[rows]
         numbered = ids[ids == ids]  # noqa: PLR0124 - NaN is not equal to itself
         self.num_unnumbered += len(ids) - len(numbered)
@@ -197,6 +222,11 @@ class Run:
         self._widen(other.first_batch, other.last_batch)
         self.num_unnumbered += other.num_unnumbered
         self.num_dropped = max(self.num_dropped, other.num_dropped)
+        for name, sketch in other.durations.items():
+            self.durations[name].merge(sketch)
+        self.num_tokens += other.num_tokens
+        self.max_waiting_reqs = max(self.max_waiting_reqs, other.max_waiting_reqs)
+        self.max_kv_cache_usage = max(self.max_kv_cache_usage, other.max_kv_cache_usage)
         self.sample.merge(other.sample)
 
 

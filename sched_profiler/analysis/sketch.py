@@ -118,9 +118,10 @@ class CoarseCounts(ABC):
 class Sketch(CoarseCounts):
     """One quantity: how many values there are, their sum, and how they are distributed."""
 
-    def __init__(self) -> None:
-        """Have no value."""
+    def __init__(self, max_values: int | None = None) -> None:
+        """Have no value, and never more different ones than so many, by default `MAX_VALUES`."""
         super().__init__()
+        self._max_values = max_values or MAX_VALUES
         self.count = 0
         self.total = 0.0
         self.smallest = np.inf
@@ -173,4 +174,4 @@ class Sketch(CoarseCounts):
         return keys >> levels
 
     def _are_few(self, keys: Ints) -> bool:
-        return len(keys) <= MAX_VALUES
+        return len(keys) <= self._max_values

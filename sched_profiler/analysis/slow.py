@@ -85,6 +85,9 @@ class SlowBatch:
     """Batches that it is compared with: up to 50 of its run, none of which differs by more than a
     factor of two in prefill or decode requests, tokens or context. With fewer than 5 there is
     nothing to compare with."""
+    durations_ms: dict[str, float]
+    """By `schedule`, `queue`, `model run`, `total step`, `update`, `idle`; without what is unknown.
+    """
     deviations: dict[str, Deviation]
     """By `schedule`, `queue`, `model run`, `total step`, `update`, `idle` in ms, and `waiting`,
     `new`, `resumed`, `preempted`, `finished`, `in flight` in requests or batches."""
@@ -174,6 +177,7 @@ def _describe(
 
     rank = numbers(one, "dp_rank")[0]
     prefill = int(prefill_tokens(one)[0])
+    durations = {name: float(numbers(one, column)[0]) for name, column in _TIMES.items()}
     return SlowBatch(
         run=run,
         dp_rank=None if np.isnan(rank) else int(rank),
@@ -190,6 +194,7 @@ def _describe(
         kv_cache_usage=float(numbers(one, "kv_cache_usage")[0]),
         request_ids=_items(one, "request_ids"),
         num_alike=len(alike),
+        durations_ms={name: time for name, time in durations.items() if not np.isnan(time)},
         deviations=deviations,
     )
 

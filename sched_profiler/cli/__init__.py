@@ -19,6 +19,7 @@ from sched_profiler.cli import (
     convert,
     doctor,
     fit,
+    report,
     slow,
     trace,
     upload,
@@ -35,6 +36,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     analyze.COMMAND,
+    report.COMMAND,
     slow.COMMAND,
     compare.COMMAND,
     fit.COMMAND,

@@ -15,7 +15,7 @@ from matplotlib.collections import PathCollection, PolyCollection
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import analysis
-from sched_profiler.analysis import load, plots
+from sched_profiler.analysis import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,27 +141,6 @@ def test_a_trend_of_a_long_log_shows_middle_band_and_maximum(
     assert "P5 to P95" in labels
     assert "maximum" in labels
     assert any(label in ("mean of an interval", "median of an interval") for label in labels)
-
-
-def test_bands_are_the_quantiles_of_equal_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computed a second time with numpy, an interval after the other."""
-    monkeypatch.setattr(plots, "MAX_BANDS", 7)
-    rng = np.random.default_rng(0)
-    x, y = rng.uniform(0, 70, 500), rng.lognormal(size=500)
-    x = np.concatenate((x[(x < 30) | (x > 40)], [0.0, 70.0]))
-    y = y[: len(x)]
-    bands = plots._Bands.of(x, y, np.ones(len(x), dtype=np.int64))
-    assert bands.x.tolist() == [5, 15, 25, 35, 45, 55, 65]
-    for number, middle in enumerate(bands.x):
-        inside = y[(x >= middle - 5) & ((x < middle + 5) | (middle == 65))]
-        if number == 3:
-            assert np.isnan([bands.mean[3], bands.p5[3], bands.median[3], bands.largest[3]]).all()
-            continue
-        assert bands.mean[number] == pytest.approx(inside.mean())
-        assert bands.p5[number] == pytest.approx(np.quantile(inside, 0.05))
-        assert bands.median[number] == pytest.approx(np.median(inside))
-        assert bands.p95[number] == pytest.approx(np.quantile(inside, 0.95))
-        assert bands.largest[number] == inside.max()
 
 
 def test_a_rare_spike_stays_visible_in_a_million_batches(large: pd.DataFrame) -> None:

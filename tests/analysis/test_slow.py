@@ -71,6 +71,7 @@ def test_a_batch_like_no_other_is_not_compared(tmp_path: Path) -> None:
     (found,) = slow_batches(df, schedule_over_ms=10)
     assert found.num_alike == 0
     assert found.deviations == {}
+    assert found.durations_ms["schedule"] == 50
     assert found.prefill_chunk_sizes == (500, 20)
     assert found.prefill_tokens == 520
 
