@@ -19,7 +19,7 @@ from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["decode", "encode", "schema"]
+__all__ = ["decode", "encode", "schema", "schema_text"]
 
 _converter = make_converter()
 # Only the optional fields have a default, so "omit the default" leaves out exactly the unknown.
@@ -123,7 +123,8 @@ def _schema_folder() -> Traversable:
 
 
 @functools.cache
-def _schema_text(name: str) -> str:
+def schema_text(name: str) -> str:
+    """Return the text of a schema file of ours."""
     return (_schema_folder() / name).read_text(encoding="utf-8")
 
 
@@ -135,5 +136,5 @@ def schema(version: int = SCHEMA_VERSION) -> dict[str, Any]:
     """
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema version {version} is unknown; known is {SCHEMA_VERSION}")
-    loaded: dict[str, Any] = json.loads(_schema_text(f"batch-record-v{version}.schema.json"))
+    loaded: dict[str, Any] = json.loads(schema_text(f"batch-record-v{version}.schema.json"))
     return loaded
