@@ -1,6 +1,6 @@
 """Plays requests through a scheduler on a virtual clock, with no model behind it.
 
-Who schedules is an engine's real scheduler, behind `ReplayScheduler`; how long a batch takes is told
+An engine's real scheduler, behind `ReplayScheduler`, schedules; how long a batch takes is told
 by `StepTimes`. Between them is nothing but the loop of an engine core.
 """
 
@@ -64,13 +64,24 @@ class Plan:
     num_preempted_reqs: int
     num_cached_tokens: int
     kv_cache_usage: float
-    of_scheduler: Any = None
-    """What the scheduler needs to take the result in."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the batch."""
         return sum(self.prefill_chunk_sizes) + self.decode_tokens
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """What a step-time model asks of the batch: the values of its `TERMS`."""
+        chunks = self.prefill_chunk_sizes
+        return (
+            1.0,
+            sum(chunks),
+            sum(chunk * chunk for chunk in chunks),
+            self.prefill_context_tokens,
+            self.decode_tokens,
+            self.decode_context_tokens,
+        )
 
 
 class ReplayScheduler(Protocol):
@@ -84,11 +95,11 @@ class ReplayScheduler(Protocol):
         """Tell whether there is somebody to schedule, now or when a result came."""
         ...
 
-    def schedule(self) -> Plan:
-        """Form a batch; it may be empty."""
+    def schedule(self) -> tuple[Plan, Any]:
+        """Form a batch; it may be empty. Return it and what stands for it."""
         ...
 
-    def take_result(self, plan: Plan) -> Iterable[tuple[int, bool]]:
+    def take_result(self, batch: Any) -> Iterable[tuple[int, bool]]:
         """Take in that a batch ran; return who got a token, and whether it was the last one."""
         ...
 
@@ -161,17 +172,17 @@ def replay(
         LogError: if a request can never be scheduled.
     """
     clock = _Clock(arrivals, scheduler, times, progress)
-    in_flight: deque[tuple[Plan, float]] = deque()
+    in_flight: deque[tuple[Plan, Any, float]] = deque()
     while True:
         clock.admit()
         if scheduler.has_requests() and len(in_flight) < max_in_flight:
-            plan, ready = clock.schedule()
+            plan, batch, ready = clock.schedule()
             if plan.num_tokens:
-                in_flight.append((plan, ready))
+                in_flight.append((plan, batch, ready))
                 if len(in_flight) < max_in_flight:
                     continue
             else:
-                scheduler.take_result(plan)
+                scheduler.take_result(batch)
         if in_flight:
             clock.take(*in_flight.popleft())
         elif not clock.wait():
@@ -211,25 +222,25 @@ class _Clock:
             self._scheduler.add(self._num_seen, arrivals[self._num_seen])
             self._num_seen += 1
 
-    def schedule(self) -> tuple[Plan, float]:
-        """Form a batch; return it and when its result will be there."""
+    def schedule(self) -> tuple[Plan, Any, float]:
+        """Form a batch; return it, what stands for it, and when its result will be there."""
         began = self._now
-        plan = self._scheduler.schedule()
+        plan, batch = self._scheduler.schedule()
         schedule_ms = self._times.schedule_ms(plan)
         self._now += schedule_ms / 1e3
         if not plan.num_tokens:
-            return plan, self._now
+            return plan, batch, self._now
         model_ms = self._times.model_ms(plan)
         ready = max(self._now, self._model_free) + model_ms / 1e3
         self._model_free = ready
         self._plans.append(plan)
         self._steps.append((began, ready, model_ms, schedule_ms))
-        return plan, ready
+        return plan, batch, ready
 
-    def take(self, plan: Plan, ready: float) -> None:
+    def take(self, plan: Plan, batch: Any, ready: float) -> None:
         """Take a result in when it is there."""
         self._now = max(self._now, ready)
-        for number, is_last in self._scheduler.take_result(plan):
+        for number, is_last in self._scheduler.take_result(batch):
             last = self._last[number]
             if np.isnan(last):
                 self._first[number] = self._now

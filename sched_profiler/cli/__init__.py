@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from sched_profiler import __version__
 from sched_profiler.cli import (
     analyze,
+    capacity,
     compare,
     convert,
     doctor,
     fit,
     slow,
     trace,
+    tune,
     upload,
     validate,
     verify,
@@ -38,6 +40,8 @@ COMMANDS = (
     slow.COMMAND,
     compare.COMMAND,
     fit.COMMAND,
+    tune.COMMAND,
+    capacity.COMMAND,
     trace.COMMAND,
     convert.COMMAND,
     verify.COMMAND,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -32,13 +33,14 @@ def require_vllm() -> str:
     """
     # It says much that nobody asked for here.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
         import vllm  # noqa: PLC0415 - heavy, and needed only here
         from vllm.v1.core.sched import scheduler  # noqa: F401, PLC0415 - likewise
     except Exception as error:
         raise SchedProfilerError(
             "a replay needs vLLM, whose scheduler it runs, and vLLM cannot be imported here "
-            f"({error}); run it where vLLM is installed, or: pip install \"sched-profiler[vllm]\""
+            f'({error}); run it where vLLM is installed, or: pip install "sched-profiler[vllm]"'
         ) from error
     version: str = vllm.__version__
     return version
@@ -84,8 +86,8 @@ class VllmReplayScheduler:
         """Tell whether there is somebody to schedule, now or when a result came."""
         return bool(self._scheduler.has_unfinished_requests())
 
-    def schedule(self) -> Plan:
-        """Form a batch; it may be empty."""
+    def schedule(self) -> tuple[Plan, Any]:
+        """Form a batch; it may be empty. Return it and what stands for it."""
         scheduler = self._scheduler
         output = scheduler.schedule()
         requests, chunks = scheduler.requests, output.num_scheduled_tokens
@@ -117,7 +119,7 @@ class VllmReplayScheduler:
         num_running, num_waiting = scheduler.get_request_counts()
         # Read now: with batches in flight, the next schedule() changes it.
         sampled = [[] if requests[req_id].is_prefill_chunk else [0] for req_id in chunks]
-        return Plan(
+        plan = Plan(
             prefill_chunk_sizes=prefill,
             decode_tokens=output.total_num_scheduled_tokens - sum(prefill),
             prefill_context_tokens=prefill_context,
@@ -128,12 +130,12 @@ class VllmReplayScheduler:
             num_preempted_reqs=len(output.preempted_req_ids or ()),
             num_cached_tokens=num_cached,
             kv_cache_usage=1 - self._free_blocks.num_free_blocks / self._num_blocks,
-            of_scheduler=(output, sampled),
         )
+        return plan, (output, sampled)
 
-    def take_result(self, plan: Plan) -> Iterable[tuple[int, bool]]:
+    def take_result(self, batch: Any) -> Iterable[tuple[int, bool]]:
         """Take in that a batch ran; return who got a token, and whether it was the last one."""
-        output, sampled = plan.of_scheduler
+        output, sampled = batch
         told = self._scheduler.update_from_output(output, _model_output(output, sampled))
         got = []
         for outputs in told.values():
@@ -172,7 +174,7 @@ class VllmReplayScheduler:
             return
         self._add(-1, [_SHARED_TOKEN] * num_tokens + [0], 1)
         while self.has_requests():
-            self.take_result(self.schedule())
+            self.take_result(self.schedule()[1])
 
 
 def _make_scheduler(settings: EngineSettings) -> Any:
