@@ -138,6 +138,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "findings steady": measured.findings_steady,
     "compare coverage": measured.compare_coverage,
     "compare same engine": measured.compare_same_engine,
+    "tuning check": measured.tuning_check,
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,

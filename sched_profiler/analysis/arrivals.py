@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sched_profiler.log_files import LogPath
 
-__all__ = ["Arrival", "arrivals_of", "load_csv", "load_requests"]
+__all__ = ["Arrival", "arrivals_of", "load_arrivals", "load_requests"]
 
 _NEEDED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 _CACHED = "num_cached_tokens"
@@ -74,7 +74,7 @@ def arrivals_of(records: Sequence[RequestRecord]) -> list[Arrival]:
     return sorted(arrivals, key=lambda arrival: arrival.time)
 
 
-def load_csv(path: Path) -> list[Arrival]:
+def load_arrivals(path: Path) -> list[Arrival]:
     """Return the requests of a CSV file, in the order of their times.
 
     It has a heading with `arrival_time` (seconds), `num_prompt_tokens` and `num_output_tokens`, and

@@ -85,7 +85,7 @@ def read(options: argparse.Namespace) -> Recorded:
     from sched_profiler.analysis.replay_measures import recorded_measures  # noqa: PLC0415
 
     # First, for it is the quickest to read.
-    given = arrivals.load_csv(options.trace) if options.trace is not None else None
+    given = arrivals.load_arrivals(options.trace) if options.trace is not None else None
     with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     manifests = analysis.load_manifests(*options.logs)
