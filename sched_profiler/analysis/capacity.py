@@ -41,7 +41,7 @@ _GROWS = 0.05
 _FULL = 0.99
 _PRECISION = 0.03
 _FASTEST = 1024.0
-_MOST_ROUNDS = 24
+_MOST_ROUNDS, _USUAL_ROUNDS = 24, 8
 _BUDGET_USED = 0.95
 _CACHE_USED = 0.9
 _SEEDS = 3
@@ -134,11 +134,12 @@ class Capacity:
                 "the queue still does not grow."
             ]
         else:
+            share = self.recorded_requests_per_s / self.sustained_requests_per_s
             told = [
                 f"The queue grows without bound above {self.sustained_requests_per_s:,.2f} "
                 f"requests/s ({self.low:,.2f} to {self.high:,.2f} by the draw of the fit); "
                 f"recorded were {self.recorded_requests_per_s:,.2f}, "
-                f"{self.recorded_requests_per_s / self.sustained_requests_per_s:.0%} of that.",
+                f"{share:.0%} of that.",
                 _WAIT_FOR[self.limit],
             ]
         if self.kv_full_requests_per_s is None:
@@ -223,10 +224,11 @@ def find_capacity(
         settings: of the engine.
         times: fitted to what it did.
         make_scheduler: makes a fresh scheduler, whose prefix cache holds so many tokens.
-        progress: told how many requests were replayed, and how many at most there will be.
+        progress: told how many requests were replayed, and about how many there will be.
 
     Raises:
-        LogError: if all requests came at the same moment, or one can never be scheduled.
+        LogError: if all requests came at the same moment, one can never be scheduled, or the
+            queue grows at any rate.
     """
     span = arrivals[-1].time - arrivals[0].time
     if len(arrivals) < 2 or span <= 0:  # noqa: PLR2004 - one has no rate
@@ -238,7 +240,7 @@ def find_capacity(
     repeated = _repeated(arrivals)
     shared = max(arrival.num_cached_tokens for arrival in arrivals)
     tried: dict[float, tuple[Load, float]] = {}
-    total, done = _MOST_ROUNDS * _SEEDS * len(repeated), 0
+    total, done = _USUAL_ROUNDS * _SEEDS * len(repeated), 0
 
     def saturates(seed: int, factor: float) -> bool:
         nonlocal done
@@ -259,6 +261,11 @@ def find_capacity(
     found = [_bisected(partial(saturates, seed)) for seed in range(_SEEDS)]
     sustained, saturated = found[0]
     loads = tuple(tried[factor][0] for factor in sorted(tried))
+    if not sustained:
+        raise LogError(
+            f"even at {rate * saturated:.3g} requests/s the queue grows: the logs do not fit the "
+            "requests"
+        )
     last = tried[saturated if math.isfinite(saturated) else sustained]
     return Capacity(
         recorded_requests_per_s=rate,
