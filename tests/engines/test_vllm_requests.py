@@ -12,12 +12,15 @@ from real_vllm import Run
 from tiny_model import make_tiny_model
 from vllm.v1.request import RequestStatus
 
-from sched_profiler import BatchProfiler, JsonlSink, MemorySink
+from sched_profiler import BatchProfiler, JsonlSink, MemorySink, SettingError
+from sched_profiler.engines import vllm
 from sched_profiler.engines.vllm_binding import missing_for_request_trace
 from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_requests import RequestProbe
 from sched_profiler.request_trace import REQUESTS, RequestRecord, RequestTrace, decode_request
+from sched_profiler.settings import Settings
+from sched_profiler.sinks.base import SinkContext
 from sched_profiler.testing import FakeClock
 
 pytestmark = pytest.mark.vllm
@@ -143,6 +146,28 @@ def test_this_vllm_has_all_that_a_trace_needs(tiny: Path) -> None:
         "object._free_request",
         "object.add_request",
     ]
+
+
+def test_a_trace_that_cannot_be_made_is_said_and_leaves_the_rest_on(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A vLLM that lacks a name, or a package that is not installed."""
+    scheduler = make_scheduler(tiny)
+    settings = Settings(log=str(tmp_path / "log.jsonl"), request_trace=True)
+    context = SinkContext(settings=settings, dp_rank=0, print_line=print)
+    monkeypatch.setattr(vllm.logger, "propagate", True)
+    assert vllm._request_trace(object(), "r", {}, context) is None
+    assert "the request trace is off: this vLLM lacks object._free_request" in caplog.text
+
+    def fail(_: SinkContext) -> JsonlSink:
+        raise SettingError("zstd needs a package")
+
+    monkeypatch.setattr(vllm.factories, "request_trace", fail)
+    assert vllm._request_trace(scheduler, "r", {}, context) is None
+    assert "the request trace is off: zstd needs a package" in caplog.text
 
 
 def check_against_outputs(records: list[RequestRecord], outputs: list[dict[str, int]]) -> None:
