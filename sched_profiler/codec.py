@@ -22,7 +22,7 @@ from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["decode", "encode", "schema"]
+__all__ = ["decode", "encode", "schema", "schema_text"]
 
 _converter = make_converter()
 # What a record holds is what JSON has words for: nothing needs to be converted.
@@ -135,7 +135,8 @@ def _schema_folder() -> Traversable:
 
 
 @functools.cache
-def _schema_text(name: str) -> str:
+def schema_text(name: str) -> str:
+    """Return the text of a schema file of ours."""
     return (_schema_folder() / name).read_text(encoding="utf-8")
 
 
@@ -147,5 +148,5 @@ def schema(version: int = SCHEMA_VERSION) -> dict[str, Any]:
     """
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema version {version} is unknown; known is {SCHEMA_VERSION}")
-    loaded: dict[str, Any] = json.loads(_schema_text(f"batch-record-v{version}.schema.json"))
+    loaded: dict[str, Any] = json.loads(schema_text(f"batch-record-v{version}.schema.json"))
     return loaded

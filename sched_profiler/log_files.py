@@ -17,7 +17,7 @@ import attrs
 
 from sched_profiler import compression
 from sched_profiler.errors import LogError, SettingError
-from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part
+from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part, is_request_trace
 from sched_profiler.redact import is_url, without_credentials
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "LogPath",
     "find_logs",
     "find_manifests",
+    "find_request_traces",
     "is_compressed",
     "is_parquet",
     "logs_to_read",
@@ -160,10 +161,28 @@ def find_manifests(*logs: LogPath) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for file in find_logs(*logs):
         for path in file.place.beside(file.path, MANIFEST_SUFFIX):
-            if path not in found:
+            if path not in found and not is_request_trace(posixpath.basename(path)):
                 with file.place.open(path)[1] as stream:
                     found[path] = stream.read()
     return found
+
+
+def find_request_traces(*logs: LogPath) -> list[LogFile]:
+    """Return the files of the request traces beside logs.
+
+    Raises:
+        LogError: if a log does not exist, or a store cannot be reached.
+    """
+    found: dict[str, LogFile] = {}
+    for file in find_logs(*logs):
+        endings = ["", *COMPRESSED]
+        beside = [
+            path for end in endings for path in file.place.beside(file.path, _LOG_SUFFIX + end)
+        ]
+        for path in _without_twins(beside):
+            if is_request_trace(posixpath.basename(path)) and not _hidden(path):
+                found.setdefault(path, LogFile(path, 0, path, file.place))
+    return [found[path] for path in sorted(found)]
 
 
 def is_compressed(file: LogFile) -> bool:
@@ -205,6 +224,8 @@ def _order(file: LogFile) -> tuple[str, bool, str]:
 
 
 def _is_log(name: str) -> bool:
+    if is_request_trace(posixpath.basename(name)):
+        return False
     return name.endswith(_PARQUET_SUFFIX) or _plain(name).endswith(_LOG_SUFFIX)
 
 
@@ -271,7 +292,7 @@ def _on_disk(name: str) -> list[LogFile]:
             raise LogError(f"{name} is a folder without a log in it ({_KINDS})")
     elif glob.has_magic(name) and not Path(name).exists():
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
-        paths = [path for path in matching if Path(path).is_file() and not _is_manifest(path)]
+        paths = [path for path in matching if Path(path).is_file() and not _is_beside_log(path)]
         if not paths:
             raise LogError(f"{name}: no such file")
     else:
@@ -279,8 +300,8 @@ def _on_disk(name: str) -> list[LogFile]:
     return [LogFile(path, _size(path), path, _DISK) for path in _without_twins(paths)]
 
 
-def _is_manifest(path: str) -> bool:
-    return path.endswith(MANIFEST_SUFFIX)
+def _is_beside_log(path: str) -> bool:
+    return path.endswith(MANIFEST_SUFFIX) or is_request_trace(posixpath.basename(path))
 
 
 def _size(path: str) -> int:
@@ -299,12 +320,12 @@ def _in_store(url: str) -> list[LogFile]:
     except SettingError as error:
         raise LogError(f"{without_credentials(url)}: {error}") from None
     sizes = dict(store.find())
-    paths = [path for path in sizes if not _is_manifest(path) and not _hidden(path)]
+    paths = [path for path in sizes if not _is_beside_log(path) and not _hidden(path)]
     if len(sizes) != 1:
         paths = [path for path in paths if _is_log(path)]
     if not paths:
         remedy = "check the bucket and the prefix"
-        if any(map(_is_manifest, sizes)):
+        if any(path.endswith(MANIFEST_SUFFIX) for path in sizes):
             remedy = "a run there has not uploaded its first part yet: try again in a minute"
         raise LogError(f"{store.url} holds no log ({_KINDS}); {remedy}")
     return [LogFile(store.name(path), sizes[path], path, store) for path in _without_twins(paths)]

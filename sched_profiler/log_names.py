@@ -9,6 +9,9 @@ the log `sched.jsonl` and the run `1f2844d5b97a`:
 - `sched.1f2844d5b97a.run.json`: the manifest;
 - `.sched.1f2844d5b97a.lock`: locked as long as the run lives.
 
+The request trace of a log is a log of its own beside it, `sched.requests.jsonl`, with the same
+kinds of files.
+
 Without rotation the current part is the path itself, unless another process writes to it, and there
 is no lock beside it.
 """
@@ -38,7 +41,9 @@ __all__ = [
     "check_placeholders",
     "fill",
     "is_part",
+    "is_request_trace",
     "placeholder_values",
+    "request_trace_of",
 ]
 
 MANIFEST_SUFFIX = ".run.json"
@@ -46,6 +51,8 @@ NS_PER_MS = 1_000_000
 COMPRESSED = (".gz", ".zst")
 """What the name of a compressed part ends with."""
 
+_TRACE = ".requests."
+_DEFAULT_STEM = "scheduler_profiling"
 _PLACEHOLDERS = ("date", "dp_rank", "host", "pid", "run_id")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
@@ -88,6 +95,21 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 def is_part(name: str) -> bool:
     """Tell whether a name is that of a closed part."""
     return _PART.search(name) is not None
+
+
+def request_trace_of(log: str) -> str:
+    """Return the path, or the URL, of the request trace of a log."""
+    folder, slash, name = log.rpartition("/")
+    stem, dot, suffix = name.rpartition(".")
+    if slash and not name:
+        # Under a prefix.
+        return f"{folder}/{_DEFAULT_STEM}{_TRACE}jsonl"
+    return f"{folder}{slash}{stem}{_TRACE}{suffix}" if dot else f"{log}{_TRACE}jsonl"
+
+
+def is_request_trace(name: str) -> bool:
+    """Tell whether a file name is that of a request trace, of one of its parts or its manifest."""
+    return _TRACE in name
 
 
 @attrs.frozen(order=True)
@@ -190,6 +212,8 @@ class LogNames:
     def other_runs(self) -> Iterator[LogNames]:
         """Yield the names of the other runs of this log that have a manifest."""
         for path in self._matching(f"*{MANIFEST_SUFFIX}"):
+            if is_request_trace(path.name) != is_request_trace(self.manifest.name):
+                continue
             own = path.name.removesuffix(MANIFEST_SUFFIX)
             match = re.fullmatch(rf"(?P<stem>{self._stem_pattern()})(?:\.(?P<label>.+))?", own)
             if match is None or (path.parent == self.folder and own == self.own):

@@ -38,6 +38,10 @@ class RunFacts(TypedDict, total=False):
     max_num_batched_tokens: int
     max_num_seqs: int
     long_prefill_token_threshold: int
+    max_model_len: int
+    enable_chunked_prefill: bool
+    enable_prefix_caching: bool
+    scheduling_policy: str
     block_size: int
     num_blocks: int
     tensor_parallel_size: int
@@ -96,6 +100,16 @@ class RunManifest:
     long_prefill_token_threshold: int | None = _field(
         "Most tokens of a prefill chunk; 0 for no such limit.", default=None
     )
+    max_model_len: int | None = _field(
+        "Most tokens of a request, prompt and output together.", default=None
+    )
+    enable_chunked_prefill: bool | None = _field(
+        "Whether a prompt may be computed in several batches.", default=None
+    )
+    enable_prefix_caching: bool | None = _field(
+        "Whether the KV cache of a prompt is kept for others that begin like it.", default=None
+    )
+    scheduling_policy: str | None = _field("Who is served first, such as fcfs.", default=None)
     block_size: int | None = _field("Tokens in a block of the KV cache.", default=None)
     num_blocks: int | None = _field("Blocks in the KV cache.", default=None)
     tensor_parallel_size: int | None = _field("Ranks of tensor parallelism.", default=None)

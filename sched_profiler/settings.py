@@ -24,6 +24,7 @@ CONSOLE_EVERY = "SCHED_PROFILER_CONSOLE_EVERY"
 SINKS = "SCHED_PROFILER_SINKS"
 PROMETHEUS_PORT = "SCHED_PROFILER_PROMETHEUS_PORT"
 REQUEST_IDS = "SCHED_PROFILER_REQUEST_IDS"
+REQUEST_TRACE = "SCHED_PROFILER_REQUEST_TRACE"
 STRICT = "SCHED_PROFILER_STRICT"
 PART_MIB = "SCHED_PROFILER_PART_MIB"
 PART_SECONDS = "SCHED_PROFILER_PART_SECONDS"
@@ -33,8 +34,8 @@ COMPRESS = "SCHED_PROFILER_COMPRESS"
 SPOOL = "SCHED_PROFILER_SPOOL"
 
 VARIABLES = (
-    *(ENABLE, LOG, CONSOLE, CONSOLE_EVERY, SINKS, PROMETHEUS_PORT, REQUEST_IDS, STRICT),
-    *(PART_MIB, PART_SECONDS, KEEP_PARTS, KEEP_MIB, COMPRESS, SPOOL),
+    *(ENABLE, LOG, CONSOLE, CONSOLE_EVERY, SINKS, PROMETHEUS_PORT, REQUEST_IDS, REQUEST_TRACE),
+    *(STRICT, PART_MIB, PART_SECONDS, KEEP_PARTS, KEEP_MIB, COMPRESS, SPOOL),
 )
 """All of them, in the order of the attributes of `Settings`."""
 
@@ -57,6 +58,8 @@ class Settings:
         prometheus_port: `SCHED_PROFILER_PROMETHEUS_PORT`: port on this machine's loopback address
             at which Prometheus finds the metrics of rank 0; rank n has the n-th port after it.
         request_ids: `SCHED_PROFILER_REQUEST_IDS`: record which requests were in each batch.
+        request_trace: `SCHED_PROFILER_REQUEST_TRACE`: record when each request came and how long
+            its prompt and its answer were, in a file beside the log.
         strict: `SCHED_PROFILER_STRICT`: let failures of the profiler through instead of logging
             them; for tests and for work on an adapter, never for serving.
         part_mib: `SCHED_PROFILER_PART_MIB`: close a part of the log before it gets larger, in MiB.
@@ -77,6 +80,7 @@ class Settings:
     sinks: tuple[str, ...] = ("jsonl",)
     prometheus_port: int | None = None
     request_ids: bool = False
+    request_trace: bool = False
     strict: bool = False
     part_mib: int | None = None
     part_seconds: int | None = None
@@ -101,6 +105,7 @@ class Settings:
             sinks=_names(environ, SINKS) or (("jsonl", "console") if console else ("jsonl",)),
             prometheus_port=_positive(environ, PROMETHEUS_PORT, maximum=65_535),
             request_ids=_bool(environ, REQUEST_IDS),
+            request_trace=_bool(environ, REQUEST_TRACE),
             strict=_bool(environ, STRICT),
             part_mib=_positive(environ, PART_MIB),
             part_seconds=_positive(environ, PART_SECONDS),

@@ -73,12 +73,12 @@ class _RecordMaker:
     """
 
     def __init__(
-        self, sink: Sink, to_record: Callable[[Any, int], BatchRecord], *, strict: bool
+        self, sink: Sink, to_record: Callable[[Any, int], BatchRecord], *, what: str, strict: bool
     ) -> None:
         self.sink = GuardedSink(sink, strict=strict)
         self._to_record = to_record
         # One malformed measurement says nothing about the next: this one is never switched off.
-        self._boundary = Boundary("making a batch record", limit=None, strict=strict)
+        self._boundary = Boundary(f"making the record of {what}", limit=None, strict=strict)
         self._is_closed = False
         self.num_unmade = 0
 
@@ -111,10 +111,11 @@ class DirectWriter:
         sink: Sink,
         to_record: Callable[[Any, int], BatchRecord],
         *,
+        what: str = "batches",
         strict: bool = False,
     ) -> None:
-        """Write to `sink` what `to_record(measurement, num_dropped)` makes."""
-        self._maker = _RecordMaker(sink, to_record, strict=strict)
+        """Write to `sink` what `to_record(measurement, num_dropped)` makes, records of `what`."""
+        self._maker = _RecordMaker(sink, to_record, what=what, strict=strict)
         self._closed = False
         self.queue: deque[Any] = deque()
         self.room = 0
@@ -159,17 +160,19 @@ class BackgroundWriter:
         to_record: Callable[[Any, int], BatchRecord],
         *,
         capacity: int = 10_000,
+        what: str = "batches",
         strict: bool = False,
         at_end: Callable[[], object] | None = None,
         at_signal: Callable[[], object] | None = None,
     ) -> None:
-        """Write to `sink` what `to_record(measurement, num_dropped)` makes.
+        """Write to `sink` what `to_record(measurement, num_dropped)` makes, records of `what`.
 
         No thread starts and the sink is not touched before the first `put`. When the process ends
         before `close` was called, `at_end` is, by default `close`; when somebody handles a signal
         to end it, `at_signal` is called first, by default `hurry`.
         """
-        self._maker = _RecordMaker(sink, to_record, strict=strict)
+        self._maker = _RecordMaker(sink, to_record, what=what, strict=strict)
+        self._what = what
         self.queue: deque[Any] = deque()
         self.room = 0
         self._capacity = capacity
@@ -251,22 +254,24 @@ class BackgroundWriter:
         self._thread.join(timeout)
         if self._thread.is_alive():
             logger.error(
-                "the sink still blocks after %s s; %d batch records are not written",
+                "the sink still blocks after %s s; records of %d %s are not written",
                 timeout,
                 len(self.queue),
+                self._what,
             )
             return False
         if self.num_dropped:
-            logger.warning("%d batches have no record", self.num_dropped)
+            logger.warning("%d %s have no record", self.num_dropped, self._what)
         return self._is_home and self.num_dropped == 0
 
     def _warn_of_overflow(self) -> None:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "the sink does not keep up: %d batches wait to be written, and newer ones are"
+                "the sink does not keep up: %d %s wait to be written, and newer ones are"
                 " dropped and counted",
                 self._capacity,
+                self._what,
             )
 
     def _is_alive(self) -> bool:

@@ -118,7 +118,7 @@ def test_a_sink_that_blocks_for_ever_does_not_keep_the_process(
         writer.put(number)
     assert sink.entered.wait(5)
     assert not writer.close(timeout=0.05)
-    assert "batch records are not written" in caplog.text
+    assert "batches are not written" in caplog.text
     sink.gate.set()
 
 

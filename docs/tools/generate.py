@@ -25,6 +25,7 @@ import notebook
 
 from sched_profiler import BatchRecord, RunManifest
 from sched_profiler.cli import COMMANDS
+from sched_profiler.request_trace import RequestRecord
 from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -46,12 +47,21 @@ def field_table(*, optional: bool) -> str:
 
 def manifest_table() -> str:
     """Return the fields of a run manifest as a Markdown table."""
+    return _plain_table(RunManifest)
+
+
+def _plain_table(cls: type[attrs.AttrsInstance]) -> str:
     rows = [["field", "type", "meaning"], ["---"] * 3]
-    for field in attrs.fields(RunManifest):
+    for field in attrs.fields(cls):
         name = inspect.formatannotation(field.type).replace("str", "string")
         kind = name.replace(" | None", " or null").replace("dict[string, int]", "object of int")
         rows.append([f"`{field.name}`", kind, field.metadata["doc"].rstrip(".")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def request_table() -> str:
+    """Return the fields of a line of a request trace as a Markdown table."""
+    return _plain_table(RequestRecord)
 
 
 def metric_table() -> str:
@@ -129,10 +139,12 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "findings steady": measured.findings_steady,
     "compare coverage": measured.compare_coverage,
     "compare same engine": measured.compare_same_engine,
+    "tuning check": measured.tuning_check,
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,
     "manifest fields": manifest_table,
+    "request trace fields": request_table,
     "metrics": metric_table,
     "notebook": notebook.page,
 }

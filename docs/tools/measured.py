@@ -192,3 +192,26 @@ def compare_same_engine() -> str:
         f"And {pairs} pairs of simulated engines that differ in nothing but chance, load included: "
         f"metrics with a verdict other than `within noise` were {', and '.join(words)}."
     )
+
+
+def tuning_check() -> str:
+    """Return a row for each run that was predicted: predicted / measured."""
+    told = {
+        "step_ms": "step",
+        "tpot_ms": "per token",
+        "ttft_ms": "first token",
+        "ttft_p95_ms": "first token, P95",
+        "request_ms": "whole answer",
+        "output_tokens_per_s": "tokens/s",
+        "model_busy": "busy",
+    }
+    rows = []
+    for one in _load("tuning")["predicted"]:
+        limits = one["limits"]
+        cells = [f"{one['measures'][name]['ratio']:.2f}" for name in told]
+        busy = f"{one['measures']['model_busy']['measured']:.0%}"
+        rows.append(
+            [str(limits["budget"]), str(limits["seqs"]), f"{limits['rate']:g}", busy, *cells]
+        )
+    header = ["max_num_batched_tokens", "max_num_seqs", "requests/s", "model busy", *told.values()]
+    return _table(header, rows)

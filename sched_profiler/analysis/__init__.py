@@ -18,6 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sched_profiler.analysis.anomalies import find_anomalies
+    from sched_profiler.analysis.arrivals import (
+        Arrival,
+        arrivals_of,
+        load_arrivals,
+        load_requests,
+    )
+    from sched_profiler.analysis.capacity import (
+        Capacity,
+        CapacityEstimate,
+        estimate_capacity,
+        find_capacity,
+    )
     from sched_profiler.analysis.comparison import Comparison, Difference, Estimate, Side, compare
     from sched_profiler.analysis.comparison_plot import plot_comparison
     from sched_profiler.analysis.conversion import convert
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     )
     from sched_profiler.analysis.cost_model_plot import plot_residuals
     from sched_profiler.analysis.digest import Digest
+    from sched_profiler.analysis.engine_time import EngineTime, fit_engine_time
     from sched_profiler.analysis.finding import Finding
     from sched_profiler.analysis.frame import COLUMNS, load
     from sched_profiler.analysis.manifests import load_manifests
@@ -41,36 +54,51 @@ if TYPE_CHECKING:
         plot_step_times,
         plot_tokens,
     )
+    from sched_profiler.analysis.recorded_run import RecordedRun, find_run
     from sched_profiler.analysis.report.page import write_report
     from sched_profiler.analysis.run_settings import common_settings, label_sides
     from sched_profiler.analysis.slow import Deviation, SlowBatch, slow_batches
     from sched_profiler.analysis.stats import Distribution, Summary, summarize
     from sched_profiler.analysis.stream import scan
     from sched_profiler.analysis.trace import write_trace
+    from sched_profiler.analysis.tuning import Tuning, tune
 
 __all__ = [
     "COLUMNS",
+    "Arrival",
+    "Capacity",
+    "CapacityEstimate",
     "Comparison",
     "CrossValidation",
     "Deviation",
     "Difference",
     "Digest",
     "Distribution",
+    "EngineTime",
     "Estimate",
     "Finding",
+    "RecordedRun",
     "Side",
     "SlowBatch",
     "StepTimeModel",
     "Summary",
     "Term",
+    "Tuning",
+    "arrivals_of",
     "common_settings",
     "compare",
     "convert",
+    "estimate_capacity",
     "find_anomalies",
+    "find_capacity",
+    "find_run",
+    "fit_engine_time",
     "fit_step_time",
     "label_sides",
     "load",
+    "load_arrivals",
     "load_manifests",
+    "load_requests",
     "plot_comparison",
     "plot_model_run_histogram",
     "plot_overview",
@@ -83,18 +111,22 @@ __all__ = [
     "scan",
     "slow_batches",
     "summarize",
+    "tune",
     "write_report",
     "write_trace",
 ]
 
 _HOMES = {
     "anomalies": ("find_anomalies",),
+    "arrivals": ("Arrival", "arrivals_of", "load_arrivals", "load_requests"),
+    "capacity": ("Capacity", "CapacityEstimate", "estimate_capacity", "find_capacity"),
     "comparison": ("Comparison", "Difference", "Estimate", "Side", "compare"),
     "comparison_plot": ("plot_comparison",),
     "conversion": ("convert",),
     "cost_model": ("CrossValidation", "StepTimeModel", "Term", "fit_step_time"),
     "cost_model_plot": ("plot_residuals",),
     "digest": ("Digest",),
+    "engine_time": ("EngineTime", "fit_engine_time"),
     "finding": ("Finding",),
     "frame": ("COLUMNS", "load"),
     "manifests": ("load_manifests",),
@@ -107,12 +139,14 @@ _HOMES = {
         "plot_step_times",
         "plot_tokens",
     ),
+    "recorded_run": ("RecordedRun", "find_run"),
     "report.page": ("write_report",),
     "run_settings": ("common_settings", "label_sides"),
     "slow": ("Deviation", "SlowBatch", "slow_batches"),
     "stats": ("Distribution", "Summary", "summarize"),
     "stream": ("scan",),
     "trace": ("write_trace",),
+    "tuning": ("Tuning", "tune"),
 }
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "draw",
     "interval",
     "quantiles",
+    "student",
 ]
 
 NUM_DRAWS = 1_000
@@ -127,7 +128,7 @@ def interval(
         return math.nan, math.nan
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(known, [tail, 1.0 - tail])
-    wider = _student(num_blocks - 1, 1.0 - tail) / _student(10**9, 1.0 - tail)
+    wider = student(num_blocks - 1, 1.0 - tail) / student(10**9, 1.0 - tail)
     wider *= math.sqrt(num_blocks / max(1, num_blocks - 1))
     return (
         value + wider * min(0.0, float(low) - value),
@@ -135,7 +136,7 @@ def interval(
     )
 
 
-def _student(freedom: int, share: float) -> float:
+def student(freedom: int, share: float) -> float:
     """Return a quantile of Student's t, by Hill's expansion from that of a normal distribution."""
     z = NormalDist().inv_cdf(share)
     terms = (

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["TERMS", "CrossValidation", "StepTimeModel", "Term", "fit_step_time"]
+__all__ = [
+    "TERMS",
+    "CrossValidation",
+    "StepTimeModel",
+    "Term",
+    "draw_coefficients",
+    "fit_step_time",
+]
 
 Status = Literal["ok", "may be zero", "not separable", "not in the data"]
 
@@ -222,6 +229,29 @@ def fit_step_time(df: pd.DataFrame, settings: dict[str, Any] | None = None) -> S
     Raises:
         LogError: if fewer than 100 batches have a model_run_duration_ms.
     """
+    design, measured = _fitted(df)
+    coefficients, weights = _robust_fit(design, measured)
+    return StepTimeModel(
+        terms=_describe(design, measured, coefficients, weights),
+        num_batches=len(measured),
+        cross_validation=_cross_validate(design, measured),
+        settings=settings or {},
+    )
+
+
+def draw_coefficients(df: pd.DataFrame, *, seed: int) -> Floats:
+    """Return the coefficients of the terms as they might be, a row a draw of a block bootstrap.
+
+    Raises:
+        LogError: as `fit_step_time` does.
+    """
+    design, measured = _fitted(df)
+    coefficients, weights = _robust_fit(design, measured)
+    return _bootstrap(design, measured, coefficients, weights, seed=seed)[0]
+
+
+def _fitted(df: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Return the terms and the times of the batches that a model is fitted to."""
     measured = numbers(df, "model_run_duration_ms")
     keep = (measured > 0) & ~_is_warm_up(df)
     df, measured = df[keep], measured[keep]
@@ -230,14 +260,7 @@ def fit_step_time(df: pd.DataFrame, settings: dict[str, Any] | None = None) -> S
             f"{len(df)} batches have a model_run_duration_ms after the first {_WARM_UP} of each "
             f"run; a fit needs {_FEWEST}"
         )
-    design = _design(df)
-    coefficients, weights = _robust_fit(design, measured)
-    return StepTimeModel(
-        terms=_describe(design, measured, coefficients, weights),
-        num_batches=len(df),
-        cross_validation=_cross_validate(design, measured),
-        settings=settings or {},
-    )
+    return _design(df), measured
 
 
 def _is_warm_up(df: pd.DataFrame) -> NDArray[np.bool_]:
@@ -322,7 +345,7 @@ def _describe(
 
 
 def _bootstrap(
-    design: Floats, measured: Floats, coefficients: Floats, weights: Floats
+    design: Floats, measured: Floats, coefficients: Floats, weights: Floats, seed: int = 0
 ) -> tuple[Floats, int]:
     """Return the coefficients of each draw of blocks, and how many blocks there are.
 
@@ -336,7 +359,7 @@ def _bootstrap(
     target = measured * np.sqrt(weights)
     products = np.add.reduceat(rooted[:, :, None] * rooted[:, None, :], starts)
     moments = np.add.reduceat(rooted * target[:, None], starts)
-    counts = draw(len(starts), seed=0)
+    counts = draw(len(starts), seed=seed)
     size = design.shape[1]
     grams = (counts @ products.reshape(len(starts), -1)).reshape(-1, size, size)
     drawn = np.array([solve(g, m) for g, m in zip(grams, counts @ moments, strict=True)])

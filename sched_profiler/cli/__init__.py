@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sched_profiler import __version__
 from sched_profiler.cli import (
     analyze,
+    capacity,
     compare,
     convert,
     doctor,
@@ -22,6 +23,7 @@ from sched_profiler.cli import (
     report,
     slow,
     trace,
+    tune,
     upload,
     validate,
     verify,
@@ -40,6 +42,8 @@ COMMANDS = (
     slow.COMMAND,
     compare.COMMAND,
     fit.COMMAND,
+    tune.COMMAND,
+    capacity.COMMAND,
     trace.COMMAND,
     convert.COMMAND,
     verify.COMMAND,

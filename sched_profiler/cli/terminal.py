@@ -11,8 +11,9 @@ from sched_profiler.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-__all__ = ["progress", "say"]
+__all__ = ["counting", "progress", "say"]
 
 
 def say(*lines: str, stream: TextIO | None = None) -> None:
@@ -29,10 +30,9 @@ _BAR_WIDTH = 24
 _MB = 1_000_000
 
 
-@contextmanager
 def progress(
     verb: str, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[int, int], None] | None]:
+) -> AbstractContextManager[Callable[[int, int], None] | None]:
     """Show on a terminal how far the block is, how fast, and how long it will take.
 
     Args:
@@ -41,6 +41,24 @@ def progress(
 
     Returns:
         a function that takes how many bytes are done, and how many there are.
+    """
+    return counting(verb, "MB", each=_MB, clock=clock)
+
+
+@contextmanager
+def counting(
+    verb: str, unit: str, *, each: int = 1, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None] | None]:
+    """Do what `progress` does for work that is not counted in bytes.
+
+    Args:
+        verb: what is being done, such as "replaying".
+        unit: of what is counted, such as "requests".
+        each: so many make one unit.
+        clock: for tests.
+
+    Returns:
+        a function that takes how many are done, and how many there are.
     """
     if not sys.stderr.isatty():
         yield None
@@ -54,7 +72,7 @@ def progress(
         if now - begin < _SILENT_S or now - shown < _PAUSE_S:
             return
         shown = now
-        line = f"{verb} {_state(done, max(done, total, 1), now - begin)}"
+        line = f"{verb} {_state(done / each, max(done, total, 1) / each, now - begin, unit)}"
         _show(f"\r{line:<{width}}")
         width = len(line)
 
@@ -65,14 +83,14 @@ def progress(
             _show(f"\r{'':<{width}}\r")
 
 
-def _state(done: int, total: int, seconds: float) -> str:
+def _state(done: float, total: float, seconds: float, unit: str) -> str:
     share = done / total
     bar = "#" * int(share * _BAR_WIDTH)
     rate = done / seconds
     left = f", {_duration((total - done) / rate)} left" if rate else ""
     return (
-        f"{share:4.0%} [{bar:.<{_BAR_WIDTH}}] {done / _MB:,.0f} of {total / _MB:,.0f} MB, "
-        f"{rate / _MB:,.0f} MB/s{left}"
+        f"{share:4.0%} [{bar:.<{_BAR_WIDTH}}] {done:,.0f} of {total:,.0f} {unit}, "
+        f"{rate:,.0f} {unit}/s{left}"
     )
 
 

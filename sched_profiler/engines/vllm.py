@@ -15,24 +15,29 @@ import os
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from sched_profiler.engines.vllm_binding import (
+    missing_for_request_trace,
     missing_names,
     missing_of_vllm,
     version_warning,
 )
 from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
+from sched_profiler.engines.vllm_requests import RequestProbe
 from sched_profiler.engines.vllm_stamp import stamp_results
 from sched_profiler.errors import SettingError
 from sched_profiler.manifest import RunFacts
 from sched_profiler.messages import logger
 from sched_profiler.profiler import BatchProfiler
 from sched_profiler.settings import CONSOLE, ENABLE, LOG, Settings
+from sched_profiler.sinks import factories
 from sched_profiler.sinks.base import SinkContext
 from sched_profiler.sinks.registry import find_sinks, make_sinks
 from sched_profiler.sinks.tee import TeeSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sched_profiler.request_trace import RequestTrace
 
 __all__ = ["install", "profiled_class"]
 
@@ -118,24 +123,61 @@ def _start(scheduler: Any, settings: Settings) -> Callable[[], object] | None:
     except SettingError as error:
         logger.error("scheduler profiling is off: %s", error)  # noqa: TRY400 - the user's to mend
         return None
+    facts = _facts(scheduler.vllm_config, vllm.__version__)
     # Whatever else keeps a manifest: the log is the one that nothing may hold up.
     first, *others = (sinks[name] for name in sorted(sinks, key=lambda name: name != "jsonl"))
     profiler = BatchProfiler(
         TeeSink(first, *others, strict=settings.strict) if others else first,
         dp_rank=dp_rank,
         token_budget=scheduler.max_num_scheduled_tokens,
-        facts=_facts(scheduler.vllm_config, vllm.__version__),
+        facts=facts,
         ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
         contents_of=contents_of(scheduler),
         strict=settings.strict,
     )
+    trace = requests = None
+    if settings.request_trace:
+        trace = _request_trace(scheduler, profiler.run_id, facts, context)
+        requests = RequestProbe(scheduler, trace) if trace is not None else None
     Probe(scheduler, profiler, request_ids=settings.request_ids).attach()
     if warning := version_warning(vllm.__version__):
         logger.warning("%s", warning)
     # Where the sink of the log writes to is known from here on.
     places = [getattr(sink, "shown", name) for name, sink in sinks.items()]
     logger.info("scheduler profiling is on: run %s goes to %s", profiler.run_id, ", ".join(places))
-    return profiler.close
+    if trace is None or requests is None:
+        return profiler.close
+    # Around the probe, whose times are then none of its own.
+    requests.attach()
+    return lambda: (trace.close(), profiler.close())
+
+
+def _request_trace(
+    scheduler: Any, run_id: str, facts: RunFacts, context: SinkContext
+) -> RequestTrace | None:
+    """Return what requests are traced into, or None if that cannot be."""
+    # Needed only where it is asked for.
+    from sched_profiler.request_trace import RequestTrace  # noqa: PLC0415
+
+    if missing := missing_for_request_trace(scheduler):
+        logger.error(
+            "the request trace is off: this vLLM lacks %s; upgrade sched-profiler",
+            ", ".join(missing),
+        )
+        return None
+    try:
+        sink = factories.request_trace(context)
+    except SettingError as error:
+        logger.error("the request trace is off: %s", error)  # noqa: TRY400 - the user's to mend
+        return None
+    return RequestTrace(
+        sink,
+        run_id=run_id,
+        dp_rank=context.dp_rank,
+        facts=facts,
+        ends_at_signal=_is_killed_at_signal(scheduler.vllm_config),
+        strict=context.settings.strict,
+    )
 
 
 def _facts(config: Any, version: str) -> RunFacts:
@@ -145,6 +187,10 @@ def _facts(config: Any, version: str) -> RunFacts:
         "max_num_batched_tokens": "scheduler_config.max_num_batched_tokens",
         "max_num_seqs": "scheduler_config.max_num_seqs",
         "long_prefill_token_threshold": "scheduler_config.long_prefill_token_threshold",
+        "max_model_len": "model_config.max_model_len",
+        "enable_chunked_prefill": "scheduler_config.enable_chunked_prefill",
+        "enable_prefix_caching": "cache_config.enable_prefix_caching",
+        "scheduling_policy": "scheduler_config.policy",
         "async_scheduling": "scheduler_config.async_scheduling",
         "block_size": "cache_config.block_size",
         "num_blocks": "cache_config.num_gpu_blocks",

@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "NEWEST_TESTED",
     "OLDEST_TESTED",
+    "missing_for_request_trace",
     "missing_names",
     "missing_of_vllm",
     "version_warning",
@@ -71,18 +72,33 @@ OF_SCHEDULER = (
 )
 """Names of a scheduler that is already made."""
 
+OF_SCHEDULER_FOR_TRACE = ("_free_request", "add_request")
+OF_CLASSES_FOR_TRACE: dict[str, tuple[str, ...]] = {
+    "vllm.v1.request:Request": ("num_preemptions", "num_prompt_tokens", "request_id", "status"),
+}
+"""What a request trace needs as well."""
+
 
 def missing_names(scheduler: Any) -> list[str]:
     """Return what the adapter needs and this vLLM, or this scheduler, does not have."""
+    return _missing_of(scheduler, OF_SCHEDULER) + _missing(OF_CLASSES)
+
+
+def missing_for_request_trace(scheduler: Any) -> list[str]:
+    """Return what a request trace needs as well and is not there."""
+    return _missing_of(scheduler, OF_SCHEDULER_FOR_TRACE) + _missing(OF_CLASSES_FOR_TRACE)
+
+
+def _missing_of(scheduler: Any, paths: tuple[str, ...]) -> list[str]:
     missing = []
-    for path in OF_SCHEDULER:
+    for path in paths:
         owner: Any = scheduler
         for name in path.split("."):
             if not hasattr(owner, name):
                 missing.append(f"{type(scheduler).__name__}.{path}")
                 break
             owner = getattr(owner, name)
-    return missing + _missing(OF_CLASSES)
+    return missing
 
 
 def missing_of_vllm() -> list[str]:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.errors import MissingExtraError
+from sched_profiler.log_names import request_trace_of
 from sched_profiler.redact import is_url
 from sched_profiler.sinks.console import ConsoleSink
-from sched_profiler.sinks.jsonl import JsonlSink
+from sched_profiler.sinks.jsonl import BATCHES, JsonlSink
 from sched_profiler.sinks.parts import Rotation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sched_profiler.settings import Settings
     from sched_profiler.sinks.base import Sink, SinkContext
+    from sched_profiler.sinks.jsonl import Lines
 
-__all__ = ["console", "jsonl", "otel", "prometheus"]
+__all__ = ["console", "jsonl", "otel", "prometheus", "request_trace"]
 
 _MIB = 1 << 20
 
@@ -29,19 +33,38 @@ def jsonl(context: SinkContext) -> Sink:
     Raises:
         SettingError: if a package for it is not installed.
     """
+    return _file_or_store(context, BATCHES, lambda log: log)
+
+
+def request_trace(context: SinkContext) -> Sink:
+    """Make the sink of the request trace, beside the log.
+
+    Raises:
+        SettingError: if a package for it is not installed.
+    """
+    # Needed only where it is asked for.
+    from sched_profiler.request_trace import REQUESTS  # noqa: PLC0415
+
+    return _file_or_store(context, REQUESTS, request_trace_of)
+
+
+def _file_or_store(context: SinkContext, lines: Lines, beside: Callable[[str], str]) -> Sink:
     settings, dp_rank = context.settings, context.dp_rank
     if is_url(settings.log):
         # Loaded only for URLs: hardly anything of it is needed for a file.
         from sched_profiler.sinks.remote import REMOTE_ROTATION, RemoteSink  # noqa: PLC0415
 
         return RemoteSink(
-            settings.log, spool=settings.spool, rotation=_rotation(settings, REMOTE_ROTATION)
+            beside(settings.log),
+            spool=settings.spool,
+            rotation=_rotation(settings, REMOTE_ROTATION),
+            lines=lines,
         )
     # The folder that the engine was started in may not be the one that it is in later.
     log = Path(settings.log).absolute()
     if dp_rank and "{dp_rank}" not in settings.log:
         log = log.with_name(f"{log.stem}.dp{dp_rank}{log.suffix}")
-    return JsonlSink(log, rotation=_rotation(settings, Rotation()))
+    return JsonlSink(beside(str(log)), rotation=_rotation(settings, Rotation()), lines=lines)
 
 
 def _rotation(settings: Settings, default: Rotation) -> Rotation:

@@ -8,8 +8,9 @@ import os
 import secrets
 import stat
 import threading
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -30,19 +31,33 @@ from sched_profiler.messages import logger
 from sched_profiler.sinks.parts import PartsKeeper, Rotation, RunLocks, count_removed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sched_profiler.log_names import Part
     from sched_profiler.manifest import Run, RunManifest
     from sched_profiler.record import BatchRecord
 
-__all__ = ["JsonlSink"]
+__all__ = ["BATCHES", "JsonlSink", "Lines"]
 
 _FLUSH_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20
 """How much is kept in memory while the file cannot be written."""
 _MANIFEST_NS = 10_000_000_000
 _NO_ROTATION = Rotation()
+
+
+@attrs.frozen
+class Lines:
+    """How what a file holds becomes its lines."""
+
+    encode: Callable[[Any], bytes]
+    """Returns a line, with its line feed."""
+    number_of: Callable[[Any], int]
+    """Returns the number by which what was lost shows as a gap."""
+
+
+BATCHES = Lines(encode, attrgetter("batch_id"))
+"""The lines of a log."""
 
 
 class JsonlSink:
@@ -66,6 +81,7 @@ class JsonlSink:
         *,
         rotation: Rotation = _NO_ROTATION,
         clock: Clock = SYSTEM_CLOCK,
+        lines: Lines = BATCHES,
     ) -> None:
         """Append to `path`; the file is made at the first record.
 
@@ -74,6 +90,7 @@ class JsonlSink:
                 (UTC), which are filled in at the first record.
             rotation: when to go on in a new file, and what becomes of the old ones.
             clock: the source of all times.
+            lines: what the file holds.
 
         Raises:
             SettingError: if `path` has another placeholder, or a package that `rotation` needs is
@@ -85,6 +102,7 @@ class JsonlSink:
             compression.require(rotation.compress)
         self._rotation = rotation
         self._clock = clock
+        self._layout = lines
         self._run: Run | None = None
         self._manifest: RunManifest | None = None
         self._manifest_boundary = Boundary(f"the run manifest of {self}", limit=None)
@@ -127,18 +145,19 @@ class JsonlSink:
             SinkUnavailableError: if the file cannot be written and no more lines can be kept; the
                 record is lost.
         """
-        line = encode(record)
+        line = self._layout.encode(record)
+        number = self._layout.number_of(record)
         with self._lock:
             if self._names is None:
                 self._begin(record)
             self._has_ended = False
             # Each batch has its number, also one that was lost on its way here.
-            self._num_batches = max(self._num_batches, record.batch_id + 1)
+            self._num_batches = max(self._num_batches, number + 1)
             self._make_room(len(line))
             if not self._size and not self._num_bytes:
                 self._began_ns = self._clock.time_ns()
                 self._began_monotonic_ns = self._clock.monotonic_ns()
-                self._first_batch_id = record.batch_id
+                self._first_batch_id = number
             self._lines.append(line)
             self._num_bytes += len(line)
             self._num_lines += 1

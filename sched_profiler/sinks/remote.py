@@ -15,7 +15,7 @@ from sched_profiler.errors import SchedProfilerError, SettingError
 from sched_profiler.log_names import check_placeholders, fill
 from sched_profiler.messages import logger
 from sched_profiler.redact import redacted, without_credentials
-from sched_profiler.sinks.jsonl import JsonlSink
+from sched_profiler.sinks.jsonl import BATCHES, JsonlSink, Lines
 from sched_profiler.sinks.parts import Rotation, lower_priority
 from sched_profiler.sinks.upload import destination_of, upload_parts, upload_rest
 from sched_profiler.store import Store, require
@@ -65,6 +65,7 @@ class RemoteSink:
         rotation: Rotation = REMOTE_ROTATION,
         clock: Clock = SYSTEM_CLOCK,
         close_timeout: float = _CLOSE_S,
+        lines: Lines = BATCHES,
     ) -> None:
         """Send to `url`.
 
@@ -76,6 +77,7 @@ class RemoteSink:
             rotation: when a part is closed and uploaded, and how large the spool may get.
             clock: the source of all times.
             close_timeout: how long `close` waits for uploads, in seconds.
+            lines: what the objects hold.
 
         Raises:
             SettingError: if a package for such URLs is not installed, the URL has an unknown
@@ -90,7 +92,7 @@ class RemoteSink:
         self._close_timeout = close_timeout
         prefix, stem = split_log(url)
         self._url = url
-        self._spool = _Spool(prefix, self._folder / f"{stem}.jsonl", rotation, clock)
+        self._spool = _Spool(prefix, self._folder / f"{stem}.jsonl", rotation, clock, lines)
         self._store: Store | None = None
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
@@ -270,8 +272,10 @@ class _Spool(JsonlSink):
 
     _label = "{host}-{dp_rank}-{run_id}"
 
-    def __init__(self, url: str, path: Path, rotation: Rotation, clock: Clock) -> None:
-        super().__init__(path, rotation=rotation, clock=clock)
+    def __init__(
+        self, url: str, path: Path, rotation: Rotation, clock: Clock, lines: Lines
+    ) -> None:
+        super().__init__(path, rotation=rotation, clock=clock, lines=lines)
         self._url = url
         self.destination = ""
         self._warned = False

@@ -39,13 +39,19 @@ def in_process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         tmp_path_factory.mktemp("in_process"),
         ["synchronous", "users_scheduler", "failing_model"],
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        SCHED_PROFILER_REQUEST_TRACE="1",
     )
 
 
 @pytest.fixture(scope="session")
 def asynchronous(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return what an asynchronously scheduling engine core in its own process left."""
-    return run_offline(model, tmp_path_factory.mktemp("asynchronous"), ["asynchronous"])
+    return run_offline(
+        model,
+        tmp_path_factory.mktemp("asynchronous"),
+        ["asynchronous"],
+        SCHED_PROFILER_REQUEST_TRACE="1",
+    )
 
 
 @pytest.fixture(scope="session")

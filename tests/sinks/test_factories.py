@@ -9,7 +9,7 @@ import pytest
 from sched_profiler import JsonlSink, RemoteSink, Rotation, Sink
 from sched_profiler.settings import Settings
 from sched_profiler.sinks.base import SinkContext
-from sched_profiler.sinks.factories import jsonl
+from sched_profiler.sinks.factories import jsonl, request_trace
 from sched_profiler.sinks.remote import REMOTE_ROTATION, default_spool
 
 
@@ -41,6 +41,20 @@ def test_each_rank_has_a_file_of_its_own(tmp_path: Path, log: str, expected: str
     remote = log_sink(Settings(log="memory://x/log.jsonl"), 2)
     assert isinstance(remote, RemoteSink)
     assert remote.shown == "memory://x/log.jsonl"
+
+
+def test_a_request_trace_is_beside_the_log_and_rotated_like_it(tmp_path: Path) -> None:
+    """Of each rank, in files and in stores."""
+    settings = Settings(log=str(tmp_path / "log.jsonl"), part_mib=2)
+    for rank, name in ((0, "log.requests.jsonl"), (2, "log.dp2.requests.jsonl")):
+        sink = request_trace(SinkContext(settings=settings, dp_rank=rank, print_line=print))
+        assert isinstance(sink, JsonlSink)
+        assert sink.path == tmp_path / name
+        assert sink._rotation.part_bytes == 2 << 20
+    settings = Settings(log="memory://x/")
+    remote = request_trace(SinkContext(settings=settings, dp_rank=0, print_line=print))
+    assert isinstance(remote, RemoteSink)
+    assert remote.shown == "memory://x/scheduler_profiling.requests.jsonl"
 
 
 def test_settings_become_a_rotation(tmp_path: Path) -> None:
