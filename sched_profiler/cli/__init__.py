@@ -20,6 +20,7 @@ from sched_profiler.cli import (
     doctor,
     fit,
     slow,
+    top,
     trace,
     upload,
     validate,
@@ -36,6 +37,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = (
     analyze.COMMAND,
     slow.COMMAND,
+    top.COMMAND,
     compare.COMMAND,
     fit.COMMAND,
     trace.COMMAND,
