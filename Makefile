@@ -32,7 +32,7 @@ demo: $(READY) ## Profile a real vLLM server under load; ends with a log and a p
 .PHONY: test
 test: lint docs ## Run everything: lint, docs and all tests with the coverage gate
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python tools/tests.py $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

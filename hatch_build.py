@@ -6,6 +6,7 @@ hatchling calls it for a wheel and for an editable install.
 from __future__ import annotations
 
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ class CBuildHook(BuildHookInterface):
         """Compile, and have the wheel hold the result and say for which Python it is."""
         stem = MODULE.replace(".", "/")
         built = Path(self.root, stem + sysconfig.get_config_var("EXT_SUFFIX"))
-        # What an older source left must not pass for this one.
+        # What an older source left must not pass for this one, here or in a folder of builds.
         built.unlink(missing_ok=True)
-        extension = Extension(MODULE, [f"{stem}.c"], depends=[f"{stem}.c"], optional=True)
+        extension = Extension(MODULE, [f"{stem}.c"], optional=True)
         command = Distribution({"ext_modules": [extension]}).get_command_obj("build_ext")
         command.inplace = True
-        command.build_temp = str(Path(self.root, "build/c"))
-        command.ensure_finalized()
-        command.run()
+        # Without its lock the interpreter has no plain reads of lists and dicts.
+        if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+            with tempfile.TemporaryDirectory() as scratch:
+                command.build_temp = command.build_lib = scratch
+                command.ensure_finalized()
+                command.run()
         if built.exists():
             build_data["artifacts"].append(built.relative_to(self.root).as_posix())
             build_data["pure_python"] = False

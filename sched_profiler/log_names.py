@@ -9,7 +9,8 @@ the log `sched.jsonl` and the run `1f2844d5b97a`:
 - `sched.1f2844d5b97a.run.json`: the manifest;
 - `.sched.1f2844d5b97a.lock`: locked as long as the run lives.
 
-Without rotation the current part is the path itself, and there is no lock.
+Without rotation the current part is the path itself, unless another process writes to it, and there
+is no lock beside it.
 """
 
 from __future__ import annotations

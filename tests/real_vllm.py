@@ -93,12 +93,13 @@ def check_times(records: list[BatchRecord], wall_ms: float | None = None) -> Non
 
 
 def read(log: Path) -> list[list[BatchRecord]]:
-    """Return the records of a log by run; those of engines side by side are mixed in it."""
+    """Return the records of a log by run, in the order of their start."""
     runs: dict[str | None, list[BatchRecord]] = {}
     for line in log.read_bytes().splitlines():
         record = decode(line)
         runs.setdefault(record.run_id, []).append(record)
-    return list(runs.values())
+    # Of engines in one process, a later one may be written first.
+    return sorted(runs.values(), key=lambda records: records[0].timestamp)
 
 
 def read_accounts(folder: Path) -> list[Account]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from engine_under_test import engine, serve, until
+from machine import lacks, mounted
 
 from sched_profiler import BatchProfiler, JsonlSink, Rotation, compression
 from sched_profiler.cli import main
@@ -26,17 +27,10 @@ from sched_profiler.verify import verify
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=1m") as is_there:
+        if not is_there:
+            lacks("only root may mount a file system")
+        yield tmp_path / "disk"
 
 
 def test_a_full_disk_costs_a_delay_and_no_record(
@@ -216,12 +210,14 @@ def test_a_killed_process_loses_at_most_a_second(tmp_path: Path, rotation: str) 
 
 @pytest.mark.parametrize("rotation", ["Rotation()", "Rotation(part_bytes=200000)"])
 def test_two_engines_with_the_same_path_keep_apart(tmp_path: Path, rotation: str) -> None:
-    """Whether they share the file or not, each record is there once."""
+    """Each has files of its own, and each record is there once."""
     sink = f"JsonlSink({str(tmp_path / 'log.jsonl')!r}, rotation={rotation})"
     with engine(sink, period=0.01) as one, engine(sink, period=0.01) as other:
         time.sleep(1.5)
         printed = [one.ended()[0], other.ended()[0]]
     counts = sorted(int(text.split("\n")[-3]) for text in printed)
+    for log in tmp_path.glob("*.jsonl"):
+        assert len({record.run_id for record in read_records(log)}) == 1
     runs = verify(tmp_path).runs
     assert sorted(run.num_records for run in runs) == counts
     assert all(run.num_missing == run.num_duplicates == 0 for run in runs)

@@ -342,19 +342,27 @@ def test_batches_are_numbered_without_a_gap_across_threads() -> None:
     """Identifiers are given out one by one, whoever asks, and no record is lost."""
     sink = MemorySink()
     with BatchProfiler(sink, strict=True) as profiler:
+        all_there = threading.Barrier(5)
 
-        def serve() -> None:
+        def serve(is_there: threading.Event) -> None:
+            is_there.set()
+            all_there.wait(60)
             for _ in range(500):
                 batch = profiler.begin()
                 batch.scheduled(prefill_chunk_sizes=[1], decode_chunk_sizes=[], **NOTHING_WAITS)
                 batch.finished()
 
-        threads = [threading.Thread(target=serve) for _ in range(4)]
+        threads = []
+        # One after the other: two that start at once are too much for a tracer such as coverage's.
+        for _ in range(4):
+            is_there = threading.Event()
+            threads.append(threading.Thread(target=serve, args=(is_there,)))
+            threads[-1].start()
+            assert is_there.wait(60)
         interval = sys.getswitchinterval()
         # So that threads meet in every place.
         sys.setswitchinterval(1e-6)
-        for thread in threads:
-            thread.start()
+        all_there.wait(60)
         for thread in threads:
             thread.join()
         sys.setswitchinterval(interval)

@@ -9,7 +9,7 @@
 #include <structmember.h>
 #include <time.h>
 
-/* The members that hold an object; none is ever NULL while a method runs. */
+/* The members that hold an object: all or, before __init__ and after tp_clear, none. */
 #define OBJECTS(X)                                                                              \
     X(account) X(inner_schedule) X(inner_update) X(scheduler) X(waiting) X(also_waiting)        \
     X(free_blocks) X(watched) X(queue) X(ids) X(pending) X(previous) X(carried) X(stamp_name)    \
@@ -84,21 +84,25 @@ size(PyObject *object, PyObject *name)
     return answer;
 }
 
-/* Takes the int; -1 where it is none, or none that fits: no count is negative. */
+/* Takes the int. Only where an exception is set does -1 say that it was none. */
 static Py_ssize_t
-as_count(PyObject *value)
+as_number(PyObject *value)
 {
     Py_ssize_t answer = value == NULL ? -1 : PyLong_AsSsize_t(value);
     Py_XDECREF(value);
-    if (answer < 0 && !PyErr_Occurred())
-        PyErr_SetString(PyExc_ValueError, "a count is negative");
     return answer;
 }
 
 static Py_ssize_t
-count(PyObject *object, PyObject *name)
+number(PyObject *object, PyObject *name)
 {
-    return as_count(PyObject_GetAttr(object, name));
+    return as_number(PyObject_GetAttr(object, name));
+}
+
+static int
+is_error(Py_ssize_t number)
+{
+    return number == -1 && PyErr_Occurred();
 }
 
 /* Calls a method for what it does: takes the result. */
@@ -122,6 +126,8 @@ append(PyObject *deque, PyObject *item)
 static PyObject *
 caught(void)
 {
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_SystemError, "the hook failed without an exception");
     if (!PyErr_ExceptionMatches(PyExc_Exception))
         return NULL;
     PyObject *type, *error, *traceback;
@@ -132,6 +138,22 @@ caught(void)
     Py_XDECREF(type);
     Py_XDECREF(traceback);
     return error;
+}
+
+/* Makes an exception, which it takes, the context of the one that is set. */
+static void
+raise_after(PyObject *type, PyObject *value, PyObject *traceback)
+{
+    PyObject *new_type, *new_value, *new_traceback;
+    PyErr_Fetch(&new_type, &new_value, &new_traceback);
+    PyErr_NormalizeException(&new_type, &new_value, &new_traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(value, traceback);
+    PyException_SetContext(new_value, value);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    PyErr_Restore(new_type, new_value, new_traceback);
 }
 
 /* Finds an argument by its place or its name; borrowed, None where it is not there. */
@@ -182,8 +204,8 @@ enum { SURPLUS = 1 };                              /* where it is in events */
 
 /* Makes the batch of a step with tokens. */
 static PyObject *
-batch_of(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssize_t num_reqs,
-         PyObject *computed, PyObject *events, PyObject *decode)
+batch_of(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended,
+         Py_ssize_t num_reqs, PyObject *computed, PyObject *events, PyObject *decode)
 {
     Py_ssize_t num_running, num_waiting, num_also_waiting, num_finished;
     if ((num_running = size(self->scheduler, name_of.running)) < 0
@@ -203,7 +225,7 @@ batch_of(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssiz
         Py_NewRef(began),
         Py_NewRef(ended),
         Py_NewRef(ended),
-        PyLong_FromSsize_t(deque_length(self->pending)),
+        PyLong_FromSsize_t(deque_length(pending)),
         PyLong_FromSsize_t(num_running),
         PyLong_FromSsize_t(num_waiting + num_also_waiting),
         free_blocks,
@@ -219,13 +241,13 @@ batch_of(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssiz
 
 /* Follows a step with tokens, of which the account may know events. */
 static int
-begin_batch(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_ssize_t num_reqs,
-            PyObject *computed, PyObject *events)
+begin_batch(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended,
+            Py_ssize_t num_reqs, PyObject *computed, PyObject *events)
 {
-    Py_ssize_t surplus = 0, total = count(output, name_of.total_num_scheduled_tokens);
-    if (events != Py_None)
-        surplus = as_count(PySequence_GetItem(events, SURPLUS));
-    if (total < 0 || surplus < 0)
+    Py_ssize_t surplus = 0, total = number(output, name_of.total_num_scheduled_tokens);
+    if (is_error(total))
+        return -1;
+    if (events != Py_None && is_error(surplus = as_number(PySequence_GetItem(events, SURPLUS))))
         return -1;
     PyObject *decode = Py_None, *both = NULL;
     if (total - num_reqs != surplus) {
@@ -235,11 +257,12 @@ begin_batch(Hook *self, PyObject *output, PyObject *began, PyObject *ended, Py_s
             return -1;
         }
     }
-    PyObject *batch = batch_of(self, output, began, ended, num_reqs, computed, events, decode);
+    PyObject *batch =
+        batch_of(self, pending, output, began, ended, num_reqs, computed, events, decode);
     Py_XDECREF(both);
     PyObject *pair = batch == NULL ? NULL : PyTuple_Pack(2, output, batch);
     Py_XDECREF(batch);
-    int status = pair == NULL ? -1 : append(self->pending, pair);
+    int status = pair == NULL ? -1 : append(pending, pair);
     Py_XDECREF(pair);
     return status;
 }
@@ -267,23 +290,24 @@ add_prefill(Prefill *sums, PyObject *req_id, PyObject *chunk, Py_ssize_t num_tok
 static int
 add_watched(Prefill *sums, PyObject *req_id, PyObject *request)
 {
-    PyObject *chunk = PyDict_GetItemWithError(sums->chunks, req_id);
+    int status = -1;
+    PyObject *chunk = Py_XNewRef(PyDict_GetItemWithError(sums->chunks, req_id));
     if (chunk == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    Py_ssize_t num_tokens = PyLong_AsSsize_t(chunk);
-    Py_ssize_t computed = num_tokens < 0 ? -1 : count(request, name_of.num_computed_tokens);
-    Py_ssize_t num_outputs = computed < 0 ? -1 : count(request, name_of.num_output_tokens);
-    if (num_outputs < 0)
-        return -1;
+    Py_ssize_t num_tokens = PyLong_AsSsize_t(chunk), computed, num_outputs, known = 0;
+    if (is_error(num_tokens) || is_error(computed = number(request, name_of.num_computed_tokens))
+        || is_error(num_outputs = number(request, name_of.num_output_tokens))
+        || (num_outputs != 0 && is_error(known = number(request, name_of.num_tokens))))
+        goto end;
     computed -= num_tokens;
-    Py_ssize_t known = num_outputs == 0 ? 0 : count(request, name_of.num_tokens);
-    if (known < 0)
-        return -1;
     if ((num_outputs == 0 || known - computed > 1)
         && add_prefill(sums, req_id, chunk, num_tokens, computed) < 0)
-        return -1;
+        goto end;
     int goes_on = is_true(request, name_of.is_prefill_chunk);
-    return goes_on < 0 ? -1 : !goes_on;
+    status = goes_on < 0 ? -1 : !goes_on;
+end:
+    Py_DECREF(chunk);
+    return status;
 }
 
 static int
@@ -314,30 +338,27 @@ static int
 add_new(Hook *self, Prefill *sums, PyObject *data, PyObject *requests, Py_ssize_t *num_new,
         Py_ssize_t *num_cached, Py_ssize_t *new_context)
 {
-    int status = -1, is_new = 1;
-    PyObject *request = NULL, *streaming = NULL, *chunk;
+    int status = -1, continues = 0;
+    Py_ssize_t computed, num_tokens;
+    PyObject *request = NULL, *streaming = NULL, *chunk = NULL;
     PyObject *req_id = PyObject_GetAttr(data, name_of.req_id);
-    Py_ssize_t computed = req_id == NULL ? -1 : count(data, name_of.num_computed_tokens);
-    if (computed < 0 || (request = PyObject_GetItem(requests, req_id)) == NULL
-        || (streaming = PyObject_GetAttr(request, name_of.streaming_queue)) == NULL)
+    if (req_id == NULL || is_error(computed = number(data, name_of.num_computed_tokens))
+        || (request = PyObject_GetItem(requests, req_id)) == NULL
+        || (streaming = PyObject_GetAttr(request, name_of.streaming_queue)) == NULL
+        || (chunk = PyObject_GetItem(sums->chunks, req_id)) == NULL
+        || is_error(num_tokens = PyLong_AsSsize_t(chunk)))
         goto end;
     if (streaming != Py_None) {
-        PyObject *continues = PyObject_CallMethodOneArg(self->account, name_of.continues, request);
-        is_new = continues == NULL ? -1 : !PyObject_IsTrue(continues);
-        Py_XDECREF(continues);
+        PyObject *answer = PyObject_CallMethodOneArg(self->account, name_of.continues, request);
+        continues = answer == NULL ? -1 : PyObject_IsTrue(answer);
+        Py_XDECREF(answer);
     }
-    if (is_new < 0)
+    if (continues < 0)
         goto end;
-    *num_new += is_new;
-    *num_cached += is_new ? computed : 0;
+    *num_new += !continues;
+    *num_cached += continues ? 0 : computed;
     *new_context += computed;
-    if ((chunk = PyDict_GetItemWithError(sums->chunks, req_id)) == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_SetObject(PyExc_KeyError, req_id);
-        goto end;
-    }
-    Py_ssize_t num_tokens = PyLong_AsSsize_t(chunk);
-    int goes_on = num_tokens < 0 ? -1 : is_true(request, name_of.is_prefill_chunk);
+    int goes_on = is_true(request, name_of.is_prefill_chunk);
     if (goes_on < 0 || add_prefill(sums, req_id, chunk, num_tokens, computed) < 0)
         goto end;
     status = goes_on ? PyDict_SetItem(self->watched, req_id, request) : 0;
@@ -345,6 +366,7 @@ end:
     Py_XDECREF(req_id);
     Py_XDECREF(request);
     Py_XDECREF(streaming);
+    Py_XDECREF(chunk);
     return status;
 }
 
@@ -410,8 +432,10 @@ follow(Hook *self, PyObject *output, PyObject *cached, PyObject *chunks)
         && (requests = PyObject_GetAttr(self->scheduler, name_of.requests)) == NULL)
         goto end;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(new); i++) {
-        if (add_new(self, &sums, PyList_GET_ITEM(new, i), requests, &num_new, &num_cached,
-                    &new_context) < 0)
+        PyObject *data = Py_NewRef(PyList_GET_ITEM(new, i));
+        int status = add_new(self, &sums, data, requests, &num_new, &num_cached, &new_context);
+        Py_DECREF(data);
+        if (status < 0)
             goto end;
     }
     PyObject *items[] = {
@@ -436,7 +460,7 @@ end:
 /* ---- schedule: every step ---- */
 
 static int
-look(Hook *self, PyObject *output, PyObject *began, PyObject *ended)
+look(Hook *self, PyObject *pending, PyObject *output, PyObject *began, PyObject *ended)
 {
     int status = -1, is_eventful;
     PyObject *chunks = NULL, *computed = NULL, *events = NULL;
@@ -457,7 +481,7 @@ look(Hook *self, PyObject *output, PyObject *began, PyObject *ended)
         goto end;
     status = num_reqs == 0
                  ? done(PyObject_CallMethodOneArg(self->account, name_of.carry, output))
-                 : begin_batch(self, output, began, ended, num_reqs, computed, events);
+                 : begin_batch(self, pending, output, began, ended, num_reqs, computed, events);
 end:
     Py_XDECREF(cached);
     Py_XDECREF(chunks);
@@ -481,12 +505,15 @@ hook_schedule(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyObject *nam
         Py_DECREF(began);
         return NULL;
     }
-    if (self->pending != Py_None && look(self, output, began, ended) < 0) {
+    /* A signal handler may switch the hook off at any time. */
+    PyObject *pending = Py_NewRef(self->pending);
+    if (pending != Py_None && look(self, pending, output, began, ended) < 0) {
         PyObject *error = caught();
         if (error == NULL || done(CALL(self->account, name_of.not_scheduled, output, error)) < 0)
             Py_CLEAR(output);
         Py_XDECREF(error);
     }
+    Py_DECREF(pending);
     Py_DECREF(began);
     Py_DECREF(ended);
     return output;
@@ -506,19 +533,24 @@ typedef struct {
 static PyObject *
 take(Hook *self, PyObject *output)
 {
-    if (self->pending == Py_None || deque_length(self->pending) == 0)
-        return NULL;
-    PyObject *pair = PyObject_CallOneArg(deque_popleft, self->pending);
+    PyObject *pending = Py_NewRef(self->pending), *late = NULL, *pair = NULL;
+    if (pending == Py_None || deque_length(pending) == 0)
+        goto end;
+    pair = PyObject_CallOneArg(deque_popleft, pending);
     if (pair == NULL || PyTuple_GET_ITEM(pair, 0) == output)
-        return pair;
+        goto end;
     /* Not the oldest: back to where it was, and then it is for the account. */
-    PyObject *both[] = {self->pending, pair};
-    int status = done(PyObject_Vectorcall(deque_appendleft, both, 2, NULL));
-    Py_DECREF(pair);
-    PyObject *late = status < 0 ? NULL : CALL(self->account, name_of.is_late, output);
-    int is_late = late == NULL ? 0 : PyObject_IsTrue(late);
+    PyObject *both[] = {pending, pair};
+    int is_late = done(PyObject_Vectorcall(deque_appendleft, both, 2, NULL));
+    Py_CLEAR(pair);
+    if (is_late == 0 && (late = CALL(self->account, name_of.is_late, output)) != NULL)
+        is_late = PyObject_IsTrue(late);
+    if (is_late > 0)
+        pair = PyObject_CallOneArg(deque_popleft, pending);
+end:
+    Py_DECREF(pending);
     Py_XDECREF(late);
-    return is_late > 0 ? PyObject_CallOneArg(deque_popleft, self->pending) : NULL;
+    return pair;
 }
 
 static int
@@ -554,32 +586,50 @@ generated_of(PyObject *client, int has_drafts)
     PyObject *outputs = PyObject_GetAttr(client, name_of.outputs);
     if (outputs == NULL)
         return -1;
-    if (!PyList_Check(outputs)) {
-        PyErr_SetString(PyExc_TypeError, "outputs of an engine core are no list");
-        Py_DECREF(outputs);
+    Py_SETREF(outputs, PySequence_Fast(outputs, "outputs of an engine core are no sequence"));
+    if (outputs == NULL)
         return -1;
-    }
-    Py_ssize_t length = PyList_GET_SIZE(outputs), sum = 0;
+    Py_ssize_t length = PySequence_Fast_GET_SIZE(outputs), sum = 0;
     int is_plain = 0;
     if (length > 0 && !has_drafts)
-        is_plain = is_true(PyList_GET_ITEM(outputs, length - 1), name_of.new_token_ids);
+        is_plain = is_true(PySequence_Fast_GET_ITEM(outputs, length - 1), name_of.new_token_ids);
     if (is_plain < 0)
         sum = -1;
     else if (is_plain)
         sum = length;
-    for (Py_ssize_t i = 0; !is_plain && sum >= 0 && i < PyList_GET_SIZE(outputs); i++) {
-        Py_ssize_t tokens = size(PyList_GET_ITEM(outputs, i), name_of.new_token_ids);
+    for (Py_ssize_t i = 0; !is_plain && sum >= 0 && i < PySequence_Fast_GET_SIZE(outputs); i++) {
+        Py_ssize_t tokens = size(PySequence_Fast_GET_ITEM(outputs, i), name_of.new_token_ids);
         sum = tokens < 0 ? -1 : sum + tokens;
     }
     Py_DECREF(outputs);
     return sum;
 }
 
-/* Whether the first is the later one; -1 with an exception set. */
-static int
-is_later(PyObject *first, PyObject *second)
+/* Adds up the generated tokens of a step. */
+static Py_ssize_t
+generated_in(PyObject *returned, int has_drafts)
 {
-    return PyObject_RichCompareBool(first, second, Py_GT);
+    PyObject *clients = PyMapping_Values(returned);
+    if (clients == NULL)
+        return -1;
+    Py_ssize_t sum = 0;
+    for (Py_ssize_t i = 0; sum >= 0 && i < PyList_GET_SIZE(clients); i++) {
+        Py_ssize_t tokens = generated_of(PyList_GET_ITEM(clients, i), has_drafts);
+        sum = tokens < 0 ? -1 : sum + tokens;
+    }
+    Py_DECREF(clients);
+    return sum;
+}
+
+/* Keeps the later of two times, of which it takes the first. */
+static PyObject *
+later(PyObject *time, PyObject *other)
+{
+    int is_later = time == NULL ? -1 : PyObject_RichCompareBool(other, time, Py_GT);
+    if (is_later == 0)
+        return time;
+    Py_XDECREF(time);
+    return is_later > 0 ? Py_NewRef(other) : NULL;
 }
 
 /* Tells when a worker had the result ready: `taken`, where it does not say. */
@@ -592,27 +642,20 @@ ready_of(Hook *self, PyObject *taken, PyObject *submitted, PyObject *model_outpu
     if (attributes == NULL)
         return NULL;
     PyObject *stamp = PyDict_GetItemWithError(attributes, self->stamp_name);
-    PyObject *ready = NULL, *clock;
-    int answer = 0;
-    if (stamp == NULL) {
-        if (!PyErr_Occurred())
-            ready = Py_NewRef(taken);
-        goto end;
+    PyObject *ready = NULL, *clock, *said;
+    int is_there = stamp == NULL ? 0 : PyObject_IsTrue(stamp);
+    if (is_there == 0 && !PyErr_Occurred())
+        ready = Py_NewRef(taken);
+    else if (is_there > 0 && PyArg_ParseTuple(stamp, "UO", &clock, &said)) {
+        /* Never after it was taken, before the hand-over, or before the result of the last. */
+        int is_taken = PyUnicode_Compare(clock, self->stamp_clock) != 0
+                           ? 1
+                           : PyObject_RichCompareBool(said, taken, Py_GT);
+        if (is_taken >= 0 && !PyErr_Occurred())
+            ready = later(Py_NewRef(is_taken ? taken : said), submitted);
+        if (ready != NULL && self->previous != Py_None)
+            ready = later(ready, self->previous);
     }
-    if (!PyArg_ParseTuple(stamp, "UO", &clock, &ready)) {
-        ready = NULL;
-        goto end;
-    }
-    /* Never after it was taken, before the hand-over, or before the result of the last batch. */
-    answer = PyUnicode_Compare(clock, self->stamp_clock) != 0 || is_later(ready, taken);
-    ready = Py_NewRef(answer ? taken : ready);
-    if (is_later(submitted, ready) > 0)
-        Py_SETREF(ready, Py_NewRef(submitted));
-    if (self->previous != Py_None && is_later(self->previous, ready) > 0)
-        Py_SETREF(ready, Py_NewRef(self->previous));
-    if (PyErr_Occurred())
-        Py_CLEAR(ready);
-end:
     Py_DECREF(attributes);
     return ready;
 }
@@ -621,18 +664,9 @@ static int
 hand_over(Hook *self, PyObject *returned, PyObject *taken, PyObject *updated,
           PyObject *model_output, Found *found)
 {
-    Py_ssize_t generated = 0, place = 0;
-    PyObject *key, *client;
-    if (!PyDict_Check(returned)) {
-        PyErr_SetString(PyExc_TypeError, "update_from_output returned no dict");
+    Py_ssize_t generated = generated_in(returned, found->drafts != Py_None);
+    if (generated < 0)
         return -1;
-    }
-    while (PyDict_Next(returned, &place, &key, &client)) {
-        Py_ssize_t tokens = generated_of(client, found->drafts != Py_None);
-        if (tokens < 0)
-            return -1;
-        generated += tokens;
-    }
     PyObject *submitted = PyTuple_GET_ITEM(found->batch, SUBMITTED);
     PyObject *ready = ready_of(self, taken, submitted, model_output);
     if (ready == NULL)
@@ -705,11 +739,8 @@ hook_update_from_output(Hook *self, PyObject *const *args, Py_ssize_t nargs, PyO
         PyErr_Fetch(&type, &value, &traceback);
         if (done(CALL(self->account, name_of.without_result, found.id, found.batch)) == 0)
             PyErr_Restore(type, value, traceback);
-        else {
-            Py_XDECREF(type);
-            Py_XDECREF(value);
-            Py_XDECREF(traceback);
-        }
+        else
+            raise_after(type, value, traceback);
     } else if (end_batch(self, returned, taken, model_output, &found) < 0)
         Py_CLEAR(returned);
 end:
@@ -791,10 +822,52 @@ static PyMethodDef hook_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* What may be set: never to nothing, and `pending` to None, or to what it was. */
+static int
+hook_set(Hook *self, PyObject *value, void *offset)
+{
+    PyObject **place = (PyObject **)((char *)self + (Py_ssize_t)offset);
+    int is_right = value != NULL && self->account != NULL;
+    if (is_right && place == &self->pending)
+        is_right = value == Py_None || PyObject_TypeCheck(value, deque_type);
+    if (!is_right) {
+        PyErr_SetString(PyExc_TypeError, "a hook cannot do with that");
+        return -1;
+    }
+    Py_SETREF(*place, Py_NewRef(value));
+    return 0;
+}
+
+static PyObject *
+hook_get(Hook *self, void *offset)
+{
+    PyObject *value = *(PyObject **)((char *)self + (Py_ssize_t)offset);
+    return Py_NewRef(value == NULL ? Py_None : value);
+}
+
+#define SETTABLE(name)                                                                          \
+    {#name, (getter)hook_get, (setter)hook_set, NULL, (void *)offsetof(Hook, name)}
+
+static PyGetSetDef hook_settable[] = {
+    SETTABLE(pending),      SETTABLE(carried), SETTABLE(free_blocks),
+    SETTABLE(inner_update), {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef hook_members[] = {
-#define X(name) {#name, T_OBJECT_EX, offsetof(Hook, name), 0, NULL},
-    OBJECTS(X)
-#undef X
+#define READABLE(name) {#name, T_OBJECT, offsetof(Hook, name), READONLY, NULL}
+    READABLE(account),
+    READABLE(inner_schedule),
+    READABLE(scheduler),
+    READABLE(waiting),
+    READABLE(also_waiting),
+    READABLE(watched),
+    READABLE(queue),
+    READABLE(ids),
+    READABLE(previous),
+    READABLE(stamp_name),
+    READABLE(stamp_clock),
+    READABLE(now),
+    READABLE(length),
     {"room", T_PYSSIZET, offsetof(Hook, room), 0, NULL},
     {"has_workers", T_BOOL, offsetof(Hook, has_workers), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -813,6 +886,7 @@ static PyTypeObject HookType = {
     .tp_dealloc = (destructor)hook_dealloc,
     .tp_methods = hook_methods,
     .tp_members = hook_members,
+    .tp_getset = hook_settable,
 };
 
 static struct PyModuleDef module = {

@@ -122,7 +122,7 @@ class Probe:
         try:
             self.put((batch_id, self.hook.previous, None, None, None, batch, None, None))
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
-            self.failed(error)
+            self.lost(error)
 
     def not_scheduled(self, output: Any, error: Exception) -> None:
         """Let the batch of a step that could not be followed leave a gap."""

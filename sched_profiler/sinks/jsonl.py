@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
+import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,9 +48,10 @@ _NO_ROTATION = Rotation()
 class JsonlSink:
     """Appends to a file; makes its parent folders; never truncates what is there.
 
-    Whole lines are handed to the operating system in one call, in append mode: several engines
-    may share a file without mixing their lines, and what was flushed survives the death of the
-    process by any signal. With a `Rotation`, each run has files of its own.
+    Whole lines are handed to the operating system in one call, in append mode: what was flushed
+    survives the death of the process by any signal. Each process has a file of its own: if another
+    one writes to the file that was asked for, the run's name becomes part of the file's, as it does
+    with a `Rotation`.
 
     While the file cannot be written (a full disk, a folder that is read-only or gone), the sink
     keeps 8 MiB of lines, and writes them as soon as it can. What comes beyond that is lost, and
@@ -94,6 +97,8 @@ class JsonlSink:
         self._log_name = ""
         self._file: int | None = None
         self._is_failing = False
+        # Another engine writes to the file that was asked for.
+        self._is_taken = False
         # What is not written yet: lines, the first of which may be the rest of one whose head is.
         self._lines: list[bytes] = []
         self._num_bytes = 0
@@ -174,7 +179,7 @@ class JsonlSink:
         names = self._names
         if names is None and self._run is not None:
             names = self._names_of(self._run.run_id, self._run.dp_rank)[0]
-        return str(self.path if names is None else names.current(rotates=self._rotation.is_on))
+        return str(self.path if names is None else names.current(rotates=self._has_own_file))
 
     @property
     def names(self) -> LogNames | None:
@@ -266,6 +271,13 @@ class JsonlSink:
     def _open(self, path: Path) -> int:
         self._make_folder(path.parent)
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if not self._has_own_file and not _is_free(file):
+            os.close(file)
+            self._is_taken = True
+            own = self._current()
+            self._log_name = own.name
+            logger.warning("another process writes to %s: this run goes to %s", path, own)
+            return self._open(own)
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             # A writer died in the middle of a line: end that line, or it would swallow ours.
@@ -278,7 +290,12 @@ class JsonlSink:
     def _current(self) -> Path:
         if self._names is None:
             return self.path
-        return self._names.current(rotates=self._rotation.is_on)
+        return self._names.current(rotates=self._has_own_file)
+
+    @property
+    def _has_own_file(self) -> bool:
+        """Whether the run is part of the file's name."""
+        return self._rotation.is_on or self._is_taken
 
     def _look_after_parts(self) -> None:
         assert self._names is not None  # noqa: S101 - for the type checker: a record has come
@@ -385,3 +402,16 @@ def _is_at(path: Path, file: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
         return False
+
+
+def _is_free(file: int) -> bool:
+    """Tell whether no other process writes to a file, and keep it so as long as it is open."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        return True  # such as /dev/null, which is everybody's
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True

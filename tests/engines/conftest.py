@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 
 import pytest
+from machine import c_compiler, lacks
 from real_vllm import ORACLE_MODES, Run, run_offline
 from tiny_model import make_tiny_model
 
@@ -19,9 +18,8 @@ from sched_profiler.engines.vllm_hook import HOOKS
 def every_hook(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the tests of a module through each of the hooks."""
     name: str = request.param
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if name not in HOOKS and which(compiler) is None:
-        pytest.skip("there is no C compiler on this machine")
+    if name not in HOOKS and c_compiler() is None:
+        lacks("there is no C compiler on this machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_probe, "HOOKS", {name: HOOKS[name]})
         yield name

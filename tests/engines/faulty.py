@@ -248,7 +248,7 @@ def remote(one: InProcess, folder: Path, deaf: int, url: str) -> None:
         time.sleep(1.5)
     well, hanging = str(folder / "well.jsonl"), str(folder / "hanging.jsonl")
     one.compare(
-        20,
+        12,
         {
             "not profiled": contextlib.nullcontext,
             "well": one.profile(well),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import c_compiler, lacks
 from test_vllm_probe import BlockedSink, Life
 from tiny_model import make_tiny_model
 
@@ -16,6 +17,14 @@ from sched_profiler.engines import vllm_probe
 from sched_profiler.engines.vllm_hook import HOOKS
 
 pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Expect the hook wherever it could be built."""
+    if c_compiler() is None:
+        lacks("there is no C compiler on this machine")
+    assert "c" in HOOKS
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +88,20 @@ def test_a_hook_that_was_never_made_says_so(method: str) -> None:
     hook = HOOKS["c"].__new__(HOOKS["c"])
     with pytest.raises(RuntimeError, match="this hook is gone"):
         getattr(hook, method)()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pending", []), ("pending", 1), ("queue", []), ("watched", {})]
+)
+def test_what_a_hook_could_not_use_cannot_be_set(name: str, value: object) -> None:
+    """Nor can anything be taken away from it."""
+    hook = HOOKS["c"](**arguments())
+    with pytest.raises((TypeError, AttributeError)):
+        setattr(hook, name, value)
+    for member in ("account", "inner_update", "pending", "previous", "room"):
+        with pytest.raises((TypeError, AttributeError)):
+            delattr(hook, member)
+    hook.pending = None
+    assert hook.pending is None
+    with pytest.raises(TypeError):
+        HOOKS["c"].__new__(HOOKS["c"]).inner_update = 1

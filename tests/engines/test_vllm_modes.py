@@ -341,7 +341,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         with ThreadPoolExecutor(12) as clients:
             complete = list(clients.map(client, range(len(prompts))))
         wait_until_idle(oracle)
-    logs = sorted(folder.glob("profile*"))
+    logs = sorted(folder.glob("profile*.jsonl"))
     runs = [run for log in logs for run in read(log)]
     return Served(sum(complete), complete.count(False), runs, read_accounts(oracle), logs)
 

@@ -37,6 +37,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
+_NO_STAMP = object()
+
+
 class BlockedSink:
     """Blocks until told to go on, and then counts."""
 
@@ -85,7 +88,7 @@ class Life:
         self.probe.attach()
         self.num_batches = self.num_aborted = self.num_waiting_before = 0
 
-    def step(self, *, skip_result: bool = False, stamp: Any = None) -> None:
+    def step(self, *, skip_result: bool = False, stamp: Any = _NO_STAMP) -> None:
         requests = self.scheduler.requests
         while len(requests) < self.num_running + 2:
             prompt = [self.rng.randrange(10, 500) for _ in range(self.rng.randint(1, 100))]
@@ -105,7 +108,7 @@ class Life:
         ]
         self.num_waiting_before = self.scheduler.get_request_counts()[1]
         result = model_output(output, sampled)
-        if stamp:
+        if stamp is not _NO_STAMP:
             setattr(result, STAMP, stamp)
         if skip_result:
             self.probe.hook.inner_update(output, result)
@@ -226,6 +229,40 @@ def test_a_result_that_never_comes_is_given_up_when_a_later_one_does(tiny: Path)
     assert [record.batch_id for record in sink.records] == [0, 1, 2]
     assert sink.records[1].model_run_duration_ms is None
     assert sink.records[2].model_run_duration_ms is not None
+
+
+def test_a_probe_that_is_switched_off_while_it_gives_up_counts_what_it_loses(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three failures are enough; the result that came is then the fourth batch without a record."""
+    sink = MemorySink()
+    life = Life(tiny, sink, strict=False)
+    life.step()
+    for _ in range(3):
+        life.step(skip_result=True)
+
+    def put(_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(life.profiler.writer, "put", put)
+    life.step()
+    assert life.probe.hook.pending is None
+    assert "schedule" not in vars(life.scheduler)
+    life.step()
+    life.profiler.close()
+    assert len(sink.records) == 1
+    assert life.profiler.num_dropped_records == 4
+
+
+@pytest.mark.parametrize("stamp", [None, ()])
+def test_a_worker_that_has_nothing_to_say_says_nothing(tiny: Path, stamp: Any) -> None:
+    """Then a result is there when the engine takes it."""
+    sink = MemorySink()
+    life = Life(tiny, sink)
+    life.probe.hook.has_workers = True
+    life.step(stamp=stamp)
+    assert life.profiler.close()
+    assert sink.records[0].model_run_duration_ms is not None
 
 
 def test_a_stamp_from_before_the_hand_over_is_not_believed(tiny: Path) -> None:

@@ -25,7 +25,7 @@ def main(model: str, mode: str) -> None:
     elif mode == "pipeline":
         options |= offline.PIPELINE
     keep = offline.asynchronous_scheduling() if mode == "async" else contextlib.nullcontext()
-    with keep:
+    with keep, offline.forking():
         llm = offline.engine(model, **options)
     core = llm.llm_engine.engine_core.engine_core
     slow_model = Path(os.environ["SLOW_MODEL"])

@@ -124,25 +124,56 @@ WRITER = """
 import sys
 from sched_profiler import BatchProfiler, JsonlSink
 with BatchProfiler(JsonlSink(sys.argv[1])) as profiler:
-    for _ in range(2000):
-        batch = profiler.begin()
-        batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1] * 50, num_waiting_reqs=0,
-                        num_running_reqs=1, kv_cache_usage=0.0)
-        batch.finished()
-        profiler.flush()
+    batch = profiler.begin()
+    batch.scheduled(prefill_chunk_sizes=[], decode_chunk_sizes=[1] * 50, num_waiting_reqs=0,
+                    num_running_reqs=1, kv_cache_usage=0.0)
+    batch.finished()
+    profiler.flush()
+    print("it is written", flush=True)
+    sys.stdin.read()
 """
 
 
-def test_two_processes_share_a_file_without_mixing_lines(tmp_path: Path) -> None:
-    """Both append whole lines in one call."""
+def test_a_file_that_another_process_writes_to_is_left_to_it(
+    tmp_path: Path, record: BatchRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes to a file with its own name, and the log says so; later the path is free."""
     path = tmp_path / "log.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(2)]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
-    batches: dict[str | None, list[int]] = {}
-    for line in path.read_bytes().splitlines():
-        record = decode(line)
-        batches.setdefault(record.run_id, []).append(record.batch_id)
-    assert list(batches.values()) == [list(range(2000))] * 2
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"it is written\n"
+        theirs = path.read_bytes()
+        sink = JsonlSink(path)
+        sink.write(attrs.evolve(record, run_id="ours"))
+        sink.flush()
+        own = tmp_path / "log.ours.jsonl"
+        assert sink.shown == str(own)
+        assert decode(own.read_bytes()).run_id == "ours"
+        assert path.read_bytes() == theirs
+        assert f"another process writes to {path}: this run goes to {own}" in caplog.text
+        sink.close()
+    assert writer.returncode == 0
+    sink = JsonlSink(path)
+    sink.write(attrs.evolve(record, run_id="later"))
+    sink.close()
+    assert [decode(line).run_id for line in path.read_bytes().splitlines()][1:] == ["later"]
+
+
+def test_two_sinks_of_one_process_append_whole_lines_to_one_file(
+    tmp_path: Path, record: BatchRecord
+) -> None:
+    """An engine may follow another in a program before that is closed."""
+    path = tmp_path / "log.jsonl"
+    sinks = [JsonlSink(path), JsonlSink(path)]
+    for _ in range(3):
+        for sink in sinks:
+            sink.write(record)
+            sink.flush()
+    for sink in sinks:
+        sink.close()
+    assert [decode(line) for line in path.read_bytes().splitlines()] == [record] * 6
 
 
 def test_files_follow_the_umask_of_the_user(tmp_path: Path, record: BatchRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -221,7 +222,10 @@ def test_a_server_that_is_killed_in_an_upload_and_started_again_gets_every_recor
 def test_what_is_left_at_the_end_of_the_process_is_uploaded_without_a_close(
     tmp_path: Path, s3: S3Server, end: str
 ) -> None:
-    """Although the interpreter takes no new work for its threads by then; and nothing is logged."""
+    """Although the interpreter takes no new work for its threads by then.
+
+    Nothing is logged, unless a busy server made it ask twice.
+    """
     code = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -234,7 +238,8 @@ serve(profiler, 100)
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert done.stderr == ""
+    for line in done.stderr.splitlines():
+        assert re.match(r"records wait in .* is tried again: |s3://.* is reached again ", line)
     assert done.returncode == (-signal.SIGTERM if "kill" in end else 0)
     assert is_empty(tmp_path)
     (run,) = verify(f"s3://bucket/{tmp_path}").runs
