@@ -13,6 +13,7 @@ import itertools
 import os
 import posixpath
 import time
+from collections import deque
 from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
@@ -53,6 +54,7 @@ _LOOK_IN_STORE_S = 5.0
 _LINGER_S = 10.0
 """How long a file that lost its name is read on: somebody may still write to it."""
 _MOST_OPEN = 128
+_MOST_LISTS = 10
 _MOST_FAILURES = 3
 """How often a file is tried that cannot be read."""
 
@@ -71,8 +73,8 @@ def follow(
 
     Args:
         *logs: files, folders, patterns or URLs; they need not exist yet.
-        last_s: begin so many seconds before the newest record that is there, or a bit earlier;
-            by default, with the oldest.
+        last_s: begin so many seconds before the newest record that is there, or earlier: a closed
+            part is read whole. By default, begin with the oldest.
         poll_s: how often to look for more, in seconds. A store is asked every 5 s at most.
         quiet_s: end when nothing came for so many seconds; by default, never.
         tally: filled with counts of what was read and left out.
@@ -112,8 +114,8 @@ class Follower:
 
         Args:
             *logs: files, folders, patterns or URLs; they need not exist yet.
-            last_s: begin so many seconds before the newest record that is there, or a bit earlier;
-                by default, with the oldest.
+            last_s: begin so many seconds before the newest record that is there, or earlier: a
+                closed part is read whole. By default, begin with the oldest.
             tally: counts what is read and left out.
 
         Raises:
@@ -132,12 +134,12 @@ class Follower:
         self.problem: str | None = None
         self.last_invalid: str | None = None
         self._look_due = 0.0
-        self._since: float | None = None
-        """Unix time before which records are left out; for the first files only."""
         self._contents: dict[str, _Content] = {}
         """What was read of each file, by its name when it is not compressed."""
         self._tails: dict[tuple[int, int], _Tail] = {}
         """Files that may grow, by what the system knows them by."""
+        self._truncated: deque[_Content] = deque(maxlen=_MOST_OPEN)
+        """What was read of files before they were begun anew."""
 
     def poll(self) -> Iterator[BatchRecord]:
         """Yield what came since the last time; ends when that is read."""
@@ -158,8 +160,12 @@ class Follower:
     def _look(self, now: float) -> Iterator[BatchRecord]:
         files = self._find()
         if self._open_new(files):
-            # What was closed before they were opened comes before what they hold.
-            files = self._find()
+            # What was closed before they were opened comes before what they hold. What gets another
+            # name just then may be in no list, so two of them must agree.
+            for _ in range(_MOST_LISTS):
+                before, files = files, self._find()
+                if before.keys() == files.keys():
+                    break
         for key, tail in list(self._tails.items()):
             if tail.left_at is None and tail.has_moved():
                 tail.left_at = now
@@ -174,7 +180,6 @@ class Follower:
             yield from self._read_closed(file)
         for tail in list(self._tails.values()):
             yield from self._read_tail(tail)
-        self._since = None
         self._forget(files)
 
     def _find(self) -> dict[str, LogFile]:
@@ -243,7 +248,7 @@ class Follower:
             ],
             default=0.0,
         )
-        since = self._since = newest - last_s
+        since = newest - last_s
         for tail in self._tails.values():
             tail.content.position = tail.position_of(since)
         next_begins: dict[str, float] = {}
@@ -257,7 +262,9 @@ class Follower:
         try:
             stream = tail.opened()
             if os.fstat(stream.fileno()).st_size < tail.content.position:
-                tail.content = _Content()  # truncated, by somebody who copied it
+                # Truncated, by somebody who has copied it.
+                self._truncated.append(tail.content)
+                tail.content = _Content()
             if tail.content.head is None:
                 stream.seek(0)
                 head = _head(stream.readline(_HEAD_BYTES))
@@ -301,7 +308,7 @@ class Follower:
         if head is None:
             return None
         tails = (tail.content for tail in self._tails.values())
-        known = itertools.chain(self._contents.values(), tails)
+        known = itertools.chain(self._contents.values(), tails, self._truncated)
         return next((content for content in known if content.head == head), None)
 
     def _records(self, lines: bytes) -> Iterator[BatchRecord]:
@@ -314,8 +321,7 @@ class Follower:
                 self.tally.num_skipped_lines += 1
                 self.last_invalid = str(error)
                 continue
-            if self._since is None or record.timestamp >= self._since:
-                yield record
+            yield record
 
     def _forget(self, files: dict[str, LogFile]) -> None:
         """Forget what was read of files that are gone."""

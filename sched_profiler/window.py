@@ -231,10 +231,10 @@ class Lane:
         self.num_missing = max(0, self._last_id - self._first_id + 1 - self._num_ids)
         self.num_dropped = max(self.num_dropped, record.num_dropped_records or 0)
 
-    def settle(self, end: float, seconds: float) -> None:
+    def settle(self, end: float) -> None:
         """Let go of what is older than the window, which ends at the Unix time `end`."""
-        self._first_slice = math.floor((end - seconds) / self._width_s)
         self._last_slice = math.floor((end - _LAG_S) / self._width_s) - 1
+        self._first_slice = self._last_slice - NUM_SLICES + 1
         for number in [number for number in self._slices if number < self._first_slice]:
             self._all.remove(self._slices.pop(number))
         self._end = end
@@ -269,7 +269,7 @@ class Lane:
             value(self._slices[number].sums if number in self._slices else nothing, self._width_s)
             if (number + 1) * self._width_s > self._begin
             else None
-            for number in range(self._last_slice - NUM_SLICES + 1, self._last_slice + 1)
+            for number in range(self._first_slice, self._last_slice + 1)
         ]
 
     def percentiles(self, name: str, shares: Sequence[float]) -> list[float] | None:
@@ -353,7 +353,8 @@ class Window:
         end = record.timestamp + _step_ms(record) / 1e3
         if end > self._newest_end:
             self._newest_end, self._newest_ns = end, self._clock.monotonic_ns()
-        if record.timestamp < self._newest_end - self.seconds:
+        # What is kept in vain goes when the window is looked at next.
+        if record.timestamp < self._newest_end - 2 * self.seconds:
             return
         sums = _sums(record)
         bins = {
@@ -394,7 +395,7 @@ class Window:
             return
         self.end = self._newest_end + (quiet if self.slides else 0.0)
         for lane in (self.everything, *self.lanes.values()):
-            lane.settle(self.end, self.seconds)
+            lane.settle(self.end)
 
     def shown_lanes(self) -> list[Lane]:
         """Return the engines with batches in the window, or the last one if there is none."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND"]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0}
-_LEAST_INTERVAL_S, _LEAST_WINDOW_S = 0.02, 1.0
+_LEAST_INTERVAL_S, _LEAST_WINDOW_S = 0.02, 2.0
 _POLL_S = 0.1
 _LONGEST_S = 0.5
 """How long a frame may be late because records are read."""
@@ -120,19 +120,22 @@ def _watch(
     console: Console, follower: Follower, window: Window, options: argparse.Namespace
 ) -> None:
     """Draw until a key ends it."""
-    from rich.live import Live  # noqa: PLC0415 - an extra
+    from rich.console import ConsoleDimensions  # noqa: PLC0415 - an extra
+    from rich.live import Live  # noqa: PLC0415 - likewise
 
     reader = _Reader(follower)
     hint = "q quits" if sys.stdin.isatty() else "Ctrl-C quits"
     with (
         _keys() as pressed,
         _ended_by_signals(),
-        Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
+        Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         reader.start()
         drawn = None
         while True:
             began = time.monotonic()
+            # What COLUMNS and LINES say is not so any more when the window gets another size.
+            console.size = ConsoleDimensions(*os.get_terminal_size(sys.stdout.fileno()))
             has_caught_up = reader.has_caught_up.is_set()
             for record in reader.taken(_LONGEST_S):
                 window.add(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 import attrs
@@ -72,7 +73,7 @@ def frame(
     left = 10**6 if height is None else height - len(head) - len(foot)
     body: list[Text] = []
     if window.everything.newest is None:
-        body = [Text(), _waiting(status)]
+        body = [Text(), *_waiting(status, width)]
     else:
         body = _figures(window, width, _ASCII_BARS if is_ascii else _BARS)
         lanes = _lanes(window, width)
@@ -83,7 +84,7 @@ def frame(
         body += _cut(slow, left - len(body))
     lines = [*head, *body[: max(0, left)], *foot]
     for line in lines:
-        line.truncate(width, overflow="ellipsis")
+        line.truncate(width, overflow="crop" if is_ascii else "ellipsis")
     return Text("\n", no_wrap=True, end="").join(lines[:height])
 
 
@@ -115,11 +116,11 @@ def _head(window: Window, status: Status) -> list[Text]:
     return [title, state]
 
 
-def _waiting(status: Status) -> Text:
-    text = Text("waiting for the first record", style="yellow")
+def _waiting(status: Status, width: int) -> list[Text]:
+    told = "waiting for the first record"
     if status.problem is not None:
-        text.append(f": {printable(status.problem)}")
-    return text
+        told += f": {printable(status.problem)}"
+    return [Text(line, style="yellow") for line in textwrap.wrap(told, width)]
 
 
 def _foot(window: Window, status: Status) -> list[Text]:
