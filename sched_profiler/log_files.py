@@ -31,10 +31,12 @@ __all__ = [
     "find_manifests",
     "find_request_traces",
     "is_compressed",
+    "is_on_disk",
     "is_parquet",
     "logs_to_read",
     "open_file",
     "open_log",
+    "plain_path",
 ]
 
 LogPath = str | os.PathLike[str]
@@ -101,7 +103,7 @@ def logs_to_read(*logs: LogPath) -> Iterator[LogFile]:
         LogError: if a log does not exist or holds no file.
     """
     files = find_logs(*logs)
-    known = {_plain(file.path) for file in files}
+    known = {plain_path(file.path) for file in files}
     for file in files:
         if file.place is _DISK and _is_locked(file.path):
             yield from _of_live_run(file, logs, known)
@@ -118,13 +120,13 @@ def _of_live_run(file: LogFile, logs: tuple[LogPath, ...], known: set[str]) -> I
             closed = [
                 found
                 for found in find_logs(*logs)
-                if is_part(posixpath.basename(found.path)) and _plain(found.path) not in known
+                if is_part(posixpath.basename(found.path)) and plain_path(found.path) not in known
             ]
             if not closed:
                 if growing is not None:
                     yield growing
                 return
-        known.update(_plain(found.path) for found in closed)
+        known.update(plain_path(found.path) for found in closed)
         yield from closed
 
 
@@ -140,7 +142,8 @@ def _opened(file: LogFile) -> Iterator[LogFile | None]:
         yield attrs.evolve(file, place=_Opened(stream))
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
+    """Return the path that a file has, or had, before it is compressed."""
     for suffix in COMPRESSED:
         path = path.removesuffix(suffix)
     return path
@@ -185,6 +188,11 @@ def find_request_traces(*logs: LogPath) -> list[LogFile]:
     return [found[path] for path in sorted(found)]
 
 
+def is_on_disk(file: LogFile) -> bool:
+    """Tell whether a file is one of this machine, and may grow."""
+    return file.place is _DISK
+
+
 def is_compressed(file: LogFile) -> bool:
     """Tell whether a file can only be read from its start."""
     return file.path.endswith(COMPRESSED)
@@ -226,7 +234,7 @@ def _order(file: LogFile) -> tuple[str, bool, str]:
 def _is_log(name: str) -> bool:
     if is_request_trace(posixpath.basename(name)):
         return False
-    return name.endswith(_PARQUET_SUFFIX) or _plain(name).endswith(_LOG_SUFFIX)
+    return name.endswith(_PARQUET_SUFFIX) or plain_path(name).endswith(_LOG_SUFFIX)
 
 
 def is_parquet(file: LogFile) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
     "NS_PER_MS",
     "LogNames",
     "Part",
+    "beginning_of_part",
     "check_placeholders",
     "fill",
     "is_part",
@@ -57,7 +58,7 @@ _PLACEHOLDERS = ("date", "dp_rank", "host", "pid", "run_id")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _TIME = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z"
-_PART = re.compile(rf"\.{_TIME}-.+-[0-9]{{9,}}\.")
+_PART = re.compile(rf"\.(?P<time>{_TIME})-(?P<label>.+)-[0-9]{{9,}}\.")
 
 
 def check_placeholders(path: str) -> None:
@@ -112,6 +113,25 @@ def is_request_trace(name: str) -> bool:
     return _TRACE in name
 
 
+def beginning_of_part(name: str) -> tuple[str, float] | None:
+    """Return what the names of all parts of its run share, and when a closed part began.
+
+    Returns:
+        the Unix time in seconds with it; None for what is no closed part.
+    """
+    match = _PART.search(name)
+    if match is None:
+        return None
+    try:
+        return f"{name[: match.start()]}.{match['label']}", _unix_time(match["time"])
+    except ValueError:
+        return None  # such as a 13th month
+
+
+def _unix_time(text: str) -> float:
+    return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC).timestamp()
+
+
 @attrs.frozen(order=True)
 class Part:
     """A closed part of a run."""
@@ -131,8 +151,7 @@ class Part:
     @property
     def time_ns(self) -> int:
         """When it began, in ns since the Unix epoch."""
-        moment = datetime.strptime(self.time, _TIME_FORMAT).replace(tzinfo=UTC)
-        return round(moment.timestamp() * 1000) * NS_PER_MS
+        return round(_unix_time(self.time) * 1000) * NS_PER_MS
 
 
 @attrs.frozen

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import re
 import signal
-import string
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
+from client_load import put_under_load
 from prometheus_client.parser import text_string_to_metric_families
 from real_vllm import read
 from vllm_server import Server, serve
@@ -39,20 +37,6 @@ class Served:
     printed: str
 
 
-def put_under_load(server: Server, num_requests: int) -> list[dict[str, Any]]:
-    """Send requests of mixed lengths from concurrent clients; some prompts share a beginning."""
-    rng = random.Random(5)
-    text = "".join(rng.choices(string.ascii_lowercase, k=4000))
-    lengths = itertools.cycle([3, 900, 40, 300, 1300, 64])
-    starts = itertools.cycle([0, 0, 700, 1500])
-    prompts = [
-        text[start : start + length]
-        for start, length in itertools.islice(zip(starts, lengths, strict=False), num_requests)
-    ]
-    with ThreadPoolExecutor(12) as clients:
-        return list(clients.map(lambda prompt: server.complete(prompt, 20), prompts))
-
-
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """Serve, load, and stop at once when the last answer is there."""
@@ -65,7 +49,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         "VLLM_LOGGING_LEVEL": "INFO",
     }
     with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
-        answers = put_under_load(server, 60)
+        answers = put_under_load(f"http://127.0.0.1:{server.port}")
     return Served(answers, read(log), log, server_log.read_text())
 
 
