@@ -4,8 +4,8 @@
 
 A larger `max_num_batched_tokens` gets long prompts done in fewer steps, and each of those steps
 holds the decodes up for longer. Each size is a process of its own, `examples/offline_llm.py`, so
-that none inherits anything from another. What is printed is what
-`sched-profiler compare` says of the logs: the first size against each of the others.
+that none inherits anything from another. In the end, each size is compared with the first one, as
+`sched-profiler compare` does it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sched_profiler.analysis import compare
+from sched_profiler.analysis import compare, load
 
 
 def main() -> None:
@@ -26,11 +26,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder for the logs")
     arguments = parser.parse_args()
 
-    logs = []
+    sides = {}
     for size in arguments.sizes:
         log = arguments.out / str(size) / "scheduler_profiling.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"max_num_batched_tokens={size}", flush=True)
+        label = f"max_num_batched_tokens={size}"
+        print(label, flush=True)
         script = Path(__file__).with_name("offline_llm.py")
         subprocess.run(  # noqa: S603 - made right here
             [
@@ -42,9 +43,8 @@ def main() -> None:
             ],
             check=True,
         )
-        logs.append(log)
-    # Sides are called by the settings in which they differ, from the manifests beside the logs.
-    print(compare(*logs))
+        sides[label] = load(log)
+    print(compare(sides))
 
 
 if __name__ == "__main__":
