@@ -82,7 +82,7 @@ def test_records_come_back_from_s3(tmp_path: Path) -> None:
         names = server.client().find("bucket/logs")
     finally:
         server.kill()
-    (row,) = re.findall(r"^(\w+) +- +(\d+) +0 +0 +0 +0 +0 +clean$", printed, re.MULTILINE)
+    (row,) = re.findall(r"^(\w+) +- +(\d+) +0 +0 +0 +0 +0 +0 +clean$", printed, re.MULTILINE)
     assert f"\n{row[1]} batches of 1 run" in printed
     assert any(name.endswith(".jsonl.gz") for name in names)
 
