@@ -194,8 +194,8 @@ def compare_same_engine() -> str:
     )
 
 
-def tuning_check() -> str:
-    """Return a row for each run that was predicted: predicted / measured."""
+def tuning_check(kind: str) -> str:
+    """Return a row for each run that was `predicted` or `replayed`: predicted / measured."""
     told = {
         "step_ms": "step",
         "tpot_ms": "per token",
@@ -206,12 +206,19 @@ def tuning_check() -> str:
         "model_busy": "busy",
     }
     rows = []
-    for one in _load("tuning")["predicted"]:
+    for one in _load("tuning")[kind]:
         limits = one["limits"]
         cells = [f"{one['measures'][name]['ratio']:.2f}" for name in told]
         busy = f"{one['measures']['model_busy']['measured']:.0%}"
         rows.append(
-            [str(limits["budget"]), str(limits["seqs"]), f"{limits['rate']:g}", busy, *cells]
+            [
+                str(limits["budget"]),
+                str(limits["seqs"]),
+                f"{limits['rate']:g}",
+                busy,
+                f"{one['machine']:.2f}",
+                *cells,
+            ]
         )
-    header = ["max_num_batched_tokens", "max_num_seqs", "requests/s", "model busy", *told.values()]
+    header = ["budget", "seqs", "requests/s", "model busy", "machine", *told.values()]
     return _table(header, rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 from real_vllm import Run
+from test_cli_replay import log_in
 
 from sched_profiler import BatchRecord, SchedProfilerError
 from sched_profiler.analysis import load, load_manifests
@@ -143,14 +144,14 @@ def test_without_vllm_it_is_said_where_to_run(monkeypatch: pytest.MonkeyPatch) -
     assert vllm_replay.__all__ == ["VllmReplayScheduler", "require_vllm"]
 
 
-def test_tune_and_capacity_speak_of_a_real_run(
-    in_process: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_tune_and_capacity_replay_through_it_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line, with requests from a CSV file."""
+    """With requests from a CSV file."""
     trace = tmp_path / "trace.csv"
     rows = "".join(f"{0.05 * n},{100 + n},{5 + n % 3}\n" for n in range(40))
     trace.write_text(f"arrival_time,num_prompt_tokens,num_output_tokens\n{rows}")
-    log = str(in_process.log)
+    log = str(log_in(tmp_path))
     arguments = [log, "--trace", str(trace)]
     tried = ["--max-num-batched-tokens", "128,512", "--max-num-seqs", "16", "--replays", "2"]
     assert main(["tune", *arguments, *tried]) == 0
