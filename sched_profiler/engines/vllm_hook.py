@@ -2,7 +2,7 @@
 
 A plain step, in which every request decodes one token, is followed here alone; what else may have
 happened is asked of an account of the requests (`vllm_probe`). `_vllm_hook.c` is the same in C, for
-a third of the cost, and is taken where it was built; this is what it must do.
+half of the cost, and is taken where it was built; this is what it must do.
 """
 
 from __future__ import annotations
