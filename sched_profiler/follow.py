@@ -17,7 +17,6 @@ from collections import deque
 from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
-import orjson
 
 from sched_profiler.codec import decode
 from sched_profiler.errors import LogError, RecordError
@@ -30,7 +29,7 @@ from sched_profiler.log_files import (
     plain_path,
 )
 from sched_profiler.log_names import beginning_of_part, is_part
-from sched_profiler.reader import Tally
+from sched_profiler.reader import Tally, is_json
 from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
@@ -460,7 +459,7 @@ def _whole_lines(
         data = stream.read(_CHUNK_BYTES)
         rest += data
         end = rest.rfind(b"\n") + 1
-        if not data and is_closed and _is_json(rest):
+        if not data and is_closed and is_json(rest):
             end = len(rest)
         lines, rest = rest[:end], rest[end:]
         if len(rest) > _LONGEST_LINE_BYTES:
@@ -497,11 +496,3 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _skip(stream: BinaryIO, num_bytes: int) -> None:
     while num_bytes > 0 and (data := stream.read(min(num_bytes, _CHUNK_BYTES))):
         num_bytes -= len(data)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return False
-    return True

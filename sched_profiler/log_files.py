@@ -297,12 +297,12 @@ def _on_disk(name: str) -> list[LogFile]:
         # What is gone by now got another name since it was listed, and is found when it is opened.
         paths = [path for path in paths if Path(path).is_file() or not os.path.lexists(path)]
         if not paths:
-            raise LogError(f"{name} is a folder without a log in it ({_KINDS})")
+            raise LogError(f"{name} is a folder without a log in it ({_KINDS}); name another")
     elif glob.has_magic(name) and not Path(name).exists():
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
         paths = [path for path in matching if Path(path).is_file() and not _is_beside_log(path)]
         if not paths:
-            raise LogError(f"{name}: no such file")
+            raise LogError(f"{name}: no such file; nothing matches this pattern")
     else:
         paths = [name]
     return [LogFile(path, _size(path), path, _DISK) for path in _without_twins(paths)]

@@ -37,6 +37,7 @@ __all__ = [
     "decode_lines",
     "empty_error",
     "file_records",
+    "is_json",
     "read_blocks",
     "read_records",
     "was_cut_by_a_crash",
@@ -159,7 +160,7 @@ def read_blocks(
 def _without_half_line(data: bytes, tally: Tally) -> bytes:
     """Return lines of which the last one has no line feed, so that all have one."""
     start = data.rfind(b"\n") + 1
-    if _is_json(data[start:]):
+    if is_json(data[start:]):
         return data + b"\n"
     tally.num_half_written_lines += bool(data[start:].strip())
     return data[:start]
@@ -184,8 +185,8 @@ def _num_lines(file: LogFile, end: int) -> int:
     return count + (last != b"\n")
 
 
-def _is_json(line: bytes) -> bool:
-    # No part of a JSON object is JSON: a line that parses was written to its end.
+def is_json(line: bytes) -> bool:
+    """Tell whether a line was written to its end: no part of a JSON object is JSON."""
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -251,7 +252,7 @@ def was_cut_by_a_crash(line: bytes, following: bytes) -> bool:
 
     A writer ends such a line before it begins its own, which start with batch 0.
     """
-    if not line.startswith(b"{") or _is_json(line):
+    if not line.startswith(b"{") or is_json(line):
         return False
     try:
         return decode(following).batch_id == 0

@@ -15,7 +15,8 @@ from simulated_engine import Load, Setup, SimulatedEngine
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import __version__
-from sched_profiler.cli import main
+from sched_profiler.cli import COMMANDS, main
+from sched_profiler.cli.command import Command
 from sched_profiler.cli.terminal import progress
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
@@ -238,6 +239,21 @@ def test_help_has_examples(capsys: Capture) -> None:
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert "examples:\n  sched-profiler analyze scheduler_profiling.jsonl\n" in printed
+    assert "exit codes:\n  0 done; 1 done, and something is amiss; 2 bad input; " in printed
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_each_command_is_in_the_help_and_has_examples_of_its_own(
+    command: Command, capsys: Capture
+) -> None:
+    """One sentence in the list of all, and calls in its own help."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f" {command.name} {command.purpose} " in printed
+    with pytest.raises(SystemExit, match="0"):
+        main([command.name, "--help"])
+    assert f"examples:\n  sched-profiler {command.name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["analyze"], ["paint", "x"], ["analyze", "x", "--no"]])
@@ -479,6 +495,45 @@ def test_compare_takes_a_confidence_below_one(log: Path, confidence: str) -> Non
     with pytest.raises(SystemExit) as end:
         main(["compare", str(log), str(log), "--confidence", confidence])
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("compare", "A", "B", "--confidence", "much"),
+            "much is no confidence; expected more than",
+        ),
+        (("slow", "A", "--top", "many"), "'many' is no number; expected a whole one from 0 on"),
+        (("slow", "A", "--top=-1"), "'-1' is no number"),
+        (("slow", "A", "--schedule-over", "long"), "'long' is no duration; expected a number with"),
+        (
+            ("tune", "A", "--max-num-seqs", "8,x"),
+            "8,x is no list of limits; expected whole numbers",
+        ),
+        (("capacity", "A", "--requests", "1"), "1 is no number of requests; expected 2 or more"),
+    ],
+)
+def test_an_option_says_what_values_it_takes(
+    arguments: tuple[str, ...], message: str, capsys: Capture
+) -> None:
+    """Nobody has to guess from the name of a function."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_single_batch_is_not_compared(tmp_path: Path, capsys: Capture) -> None:
+    """There is no spread to tell a difference by; two batches have one."""
+    one = write_log(tmp_path / "one.jsonl", records(1))
+    two = write_log(tmp_path / "two.jsonl", records(2))
+    assert "one.jsonl has a single batch" in failure(capsys, "compare", two, one)
+    assert main(["compare", str(two), str(two)]) == 0
+
+
+def test_a_log_too_short_for_a_fit_is_an_error(log: Path, capsys: Capture) -> None:
+    """The message says how many batches it takes, and what to do."""
+    assert "a fit needs 100: record for longer" in failure(capsys, "fit", log)
 
 
 def test_fit_prints_a_model_and_writes_it(tmp_path: Path, capsys: Capture) -> None:

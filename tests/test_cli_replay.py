@@ -14,7 +14,7 @@ from test_request_trace import RECORD
 
 from sched_profiler.cli import main
 from sched_profiler.manifest import Run, write_manifest
-from sched_profiler.request_trace import RequestRecord, encode_request
+from sched_profiler.request_record import RequestRecord, encode_request
 
 FACTS: dict[str, Any] = {
     "max_num_batched_tokens": 2048,

@@ -208,6 +208,14 @@ def test_contributing_lists_the_modules_of_the_tree() -> None:
     assert set(table_rows(ROOT / "CONTRIBUTING.md")) == modules
 
 
+def test_the_readme_has_every_command() -> None:
+    """A stranger sees there what it can do."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("| command | what it does |\n")
+    named = re.findall(r"^\| `([a-z]+)[^`]*` \|", table.split("\n\n")[0], re.MULTILINE)
+    assert sorted(named) == sorted(command.name for command in cli.COMMANDS)
+
+
 def test_the_reference_has_every_public_name() -> None:
     """What is in an `__all__` can be looked up."""
     text = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,13 @@ from machine import c_compiler, lacks
 import sched_profiler
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sched_profiler"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+FROM_OUTSIDE = {"sched_profiler.doctor", "sched_profiler.sinks.upload"}
+"""What the command line looks at the engine's half with."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -98,3 +109,59 @@ def test_a_wheel_holds_the_hook_in_c_and_one_built_without_a_compiler_does_witho
     assert names["python"] <= names["c"]
     assert "sched_profiler/py.typed" in names["c"]
     assert "sched_profiler/schema/batch-record-v1.schema.json" in names["c"]
+
+
+def imports(module: str) -> set[str]:
+    """Return what of the package a module loads, also within functions, but not for types only."""
+
+    def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                yield child
+            elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+                yield from statements(child)
+
+    names: set[str] = set()
+    for one in statements(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        found = {alias.name for alias in one.names}
+        if isinstance(one, ast.ImportFrom):
+            inside = {f"{one.module}.{name}" for name in found}
+            found = {name if name in MODULES else str(one.module) for name in inside}
+        names |= found
+    return names & set(MODULES) - {module}
+
+
+def sections() -> list[list[str]]:
+    """Return the modules of the table in CONTRIBUTING: shared, the engine's half, the reader's."""
+    found: list[list[str]] = [[]]
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\| \*\*(inside the engine|where a log is read)\*\* \|", line):
+            found.append([])
+        elif named := re.match(r"\| `([\w/]+)` \|", line):
+            found[-1].append(f"sched_profiler.{named[1].replace('/', '.')}")
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not even within functions: what is loaded late is loaded all the same."""
+    TopologicalSorter({module: imports(module) for module in MODULES}).prepare()
+
+
+def test_neither_half_imports_the_other() -> None:
+    """What measures and what analyses share the first modules of the table, which need neither."""
+    shared, engine, reader = sections()
+    for module in shared:
+        assert not imports(module) & {*engine, *reader}, module
+    for module in engine:
+        assert not imports(module) & set(reader), module
+    for module in reader:
+        allowed = FROM_OUTSIDE if ".cli." in module else set()
+        assert not imports(module) & set(engine) - allowed, module
+
+
+def test_imports_go_down_the_table_of_modules() -> None:
+    """The table is a map: what a module is made of stands below it."""
+    for half in sections()[1:]:
+        for place, module in enumerate(half):
+            above = imports(module) & set(half[:place]) - FROM_OUTSIDE
+            assert not above, f"{module} imports {above}"

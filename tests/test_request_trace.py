@@ -17,15 +17,14 @@ from sched_profiler import BatchProfiler, JsonlSink, RecordError, SchemaVersionE
 from sched_profiler.log_files import find_logs, find_manifests, find_request_traces
 from sched_profiler.log_names import request_trace_of
 from sched_profiler.manifest import parse_manifest
-from sched_profiler.request_trace import (
+from sched_profiler.request_record import (
     OUTCOMES,
-    REQUESTS,
     RequestRecord,
-    RequestTrace,
     decode_request,
     encode_request,
     request_schema,
 )
+from sched_profiler.request_trace import REQUESTS, RequestTrace
 from sched_profiler.sinks.parts import Rotation
 from sched_profiler.testing import FakeClock
 

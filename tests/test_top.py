@@ -88,7 +88,9 @@ def test_the_window_can_be_chosen(log: Path, capsys: Capture) -> None:
 def test_once_needs_a_record(tmp_path: Path, capsys: Capture) -> None:
     """A log that is not there, empty, or damaged is an error, which says so."""
     missing = tmp_path / "missing.jsonl"
-    assert f"{missing} does not exist yet" in failure(capsys, missing, "--once")
+    message = failure(capsys, missing, "--once")
+    assert f"{missing} does not exist yet" in message
+    assert "name another log, or leave --once out" in message
     empty = write_log(tmp_path / "empty.jsonl", [])
     assert "it is empty" in failure(capsys, empty, "--once")
     empty.write_bytes(b"{}\n")

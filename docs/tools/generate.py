@@ -25,7 +25,7 @@ import notebook
 
 from sched_profiler import BatchRecord, RunManifest
 from sched_profiler.cli import COMMANDS
-from sched_profiler.request_trace import RequestRecord
+from sched_profiler.request_record import RequestRecord
 from sched_profiler.sinks.metrics import METRICS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import attrs
 
 from sched_profiler.errors import LogError, RecordError, shown
 from sched_profiler.log_files import find_request_traces, open_log
-from sched_profiler.request_trace import RequestRecord, decode_request
+from sched_profiler.request_record import RequestRecord, decode_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

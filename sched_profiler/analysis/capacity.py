@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import numpy as np
 
 from sched_profiler.analysis.columns import numbers
+from sched_profiler.analysis.plain_data import plain
 from sched_profiler.analysis.replay import replay
 from sched_profiler.errors import LogError
 
@@ -89,7 +90,7 @@ class Capacity:
 
     def to_json(self) -> str:
         """Return all fields as indented JSON; unknown is null."""
-        told = {"kind": "replay", **attrs.asdict(self, value_serializer=_finite)}
+        told = {"kind": "replay", **plain(self)}
         return json.dumps(told, indent=2, allow_nan=False)
 
     def __str__(self) -> str:
@@ -179,7 +180,7 @@ class CapacityEstimate:
 
     def to_json(self) -> str:
         """Return all fields as indented JSON; unknown is null."""
-        told = {"kind": "estimate", **attrs.asdict(self, value_serializer=_finite)}
+        told = {"kind": "estimate", **plain(self)}
         return json.dumps(told, indent=2, allow_nan=False)
 
     def __str__(self) -> str:
@@ -396,7 +397,3 @@ def _limit(plans: Sequence[Plan], settings: EngineSettings) -> Limit:
 
 def _first(loads: Sequence[Load], holds: Callable[[Load], bool]) -> float | None:
     return next((load.requests_per_s for load in loads if holds(load)), None)
-
-
-def _finite(_: object, __: object, value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,6 +12,8 @@ import numpy as np
 from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval, quantiles
 from sched_profiler.analysis.columns import numbers, occupied_ms
 from sched_profiler.analysis.markup import preformatted
+from sched_profiler.analysis.plain_data import plain
+from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,7 +94,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; what is not finite is None."""
-        return attrs.asdict(self, value_serializer=_finite)
+        return plain(self)
 
     def to_json(self) -> str:
         """Return all fields as indented JSON."""
@@ -174,9 +176,16 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
 
     Raises:
         ValueError: if there are fewer than two sides.
+        LogError: if a side has a single batch.
     """
     if len(sides) < 2:  # noqa: PLR2004 - one has nothing beside it
         raise ValueError("there is nothing to compare with; expected two sides or more")
+    for label, df in sides.items():
+        if len(df) < 2:  # noqa: PLR2004 - one has no spread
+            raise LogError(
+                f"{label} has a single batch, and nothing tells how far others would be from it; "
+                "compare logs of some hundred batches"
+            )
     series = {label: _Series.of(df) for label, df in sides.items()}
     edges = _bin_edges(list(series.values()))
     samples = {
@@ -433,10 +442,6 @@ def _verdict(metric: Metric, change: Estimate, noise_floor: float) -> Verdict:
     return "better" if direction == metric.better else "worse"
 
 
-def _finite(_: object, __: object, value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _heading(comparison: Comparison) -> str:
     rows = [
         (
@@ -466,7 +471,9 @@ def _row(metric: Metric, first: Side, side: Side, difference: Difference) -> tup
 
 
 def _value(metric: Metric, value: float) -> str:
-    return f"{value:.1%}" if metric.kind == "share" else f"{value:,.4g}"
+    if metric.kind == "share":
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR2004 - four digits
 
 
 _SHOW: dict[str, Callable[[float], str]] = {

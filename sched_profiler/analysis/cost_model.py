@@ -258,7 +258,7 @@ def _fitted(df: pd.DataFrame) -> tuple[Floats, Floats]:
     if len(df) < _FEWEST:
         raise LogError(
             f"{len(df)} batches have a model_run_duration_ms after the first {_WARM_UP} of each "
-            f"run; a fit needs {_FEWEST}"
+            f"run; a fit needs {_FEWEST}: record for longer, or name more logs of the same engine"
         )
     return _design(df), measured
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sched_profiler.manifest import RunManifest
-    from sched_profiler.request_trace import RequestRecord
+    from sched_profiler.request_record import RequestRecord
 
 __all__ = ["RecordedRun", "find_run"]
 

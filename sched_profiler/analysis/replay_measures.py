@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sched_profiler.analysis.replay import Replay
-    from sched_profiler.request_trace import RequestRecord
+    from sched_profiler.request_record import RequestRecord
 
     Floats = NDArray[np.float64]
 

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 
 from sched_profiler.analysis.bootstrap import student
+from sched_profiler.analysis.plain_data import plain
 from sched_profiler.analysis.replay import replay
 from sched_profiler.analysis.replay_measures import MEASURES, measures_of
 from sched_profiler.errors import SchedProfilerError
@@ -97,7 +98,7 @@ class Tuning:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and the recommendation as plain data; unknown is null."""
         return {
-            **attrs.asdict(self, value_serializer=_finite),
+            **plain(self),
             "recommended": {
                 "max_num_batched_tokens": self.recommended.max_num_batched_tokens,
                 "max_num_seqs": self.recommended.max_num_seqs,
@@ -358,7 +359,3 @@ def _cell(show: Callable[[float], str], value: Range) -> str:
     if not math.isfinite(value.high):
         return show(value.value)
     return f"{show(value.value)} ±{show(value.high - value.value)}"
-
-
-def _finite(_: object, __: object, value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

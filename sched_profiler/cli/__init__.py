@@ -68,6 +68,9 @@ examples:
       find out why a log is empty
   %(prog)s analyze --help
       what a command takes, with examples
+
+exit codes:
+  0 done; 1 done, and something is amiss; 2 bad input; 130 interrupted; 141 nobody reads the output
 """
 
 

@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.command import (
+    Command,
+    add_json,
+    add_logs,
+    add_skip_invalid,
+    needing,
+    writing,
+)
 from sched_profiler.cli.terminal import progress, say
-from sched_profiler.errors import SchedProfilerError
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -104,7 +110,7 @@ def _write_files(folder: Path, digest: Digest, data: str) -> list[Path]:
         "schedule_against_model_run.png": plots.plot_schedule_against_model_run,
     }
     written = []
-    try:
+    with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():
             with whole_file(folder / name) as path:
@@ -113,10 +119,6 @@ def _write_files(folder: Path, digest: Digest, data: str) -> list[Path]:
         with whole_file(folder / "summary.json") as path:
             path.write_text(data + "\n", encoding="utf-8")
         written.append(folder / "summary.json")
-    except OSError as error:
-        raise SchedProfilerError(
-            f"cannot write {error.filename or folder}: {error.strerror}; name another --out"
-        ) from None
     return written
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 
-from sched_profiler.errors import MissingExtraError
+from sched_profiler.errors import MissingExtraError, SchedProfilerError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-__all__ = ["Command", "add_json", "add_logs", "add_skip_invalid", "count", "needing"]
+__all__ = ["Command", "add_json", "add_logs", "add_skip_invalid", "count", "needing", "writing"]
 
 
 @attrs.frozen(kw_only=True)
@@ -62,10 +63,9 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 
 def count(text: str) -> int:
     """Return the number of things that an argument says."""
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected a whole one from 0 on")
+    return int(text)
 
 
 @contextmanager
@@ -77,3 +77,19 @@ def needing(part: str, extra: str) -> Iterator[None]:
         if error.name is None or error.name.startswith("sched_profiler"):
             raise
         raise MissingExtraError(part, error, extra=extra) from None
+
+
+@contextmanager
+def writing(place: Path, option: str) -> Iterator[None]:
+    """Say what to do about a file that the block cannot write.
+
+    Args:
+        place: the file or folder that the user named.
+        option: by which it was named.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SchedProfilerError(
+            f"cannot write {place}: {error.strerror or error}; name another {option}"
+        ) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sched_profiler.cli.command import Command, add_json, add_skip_invalid, needing
+from sched_profiler.cli.command import Command, add_json, add_skip_invalid, needing, writing
 from sched_profiler.cli.terminal import progress, say
-from sched_profiler.errors import SchedProfilerError, printable
+from sched_profiler.errors import printable
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ __all__ = ["COMMAND"]
 
 
 def _confidence(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(
             f"{text} is no confidence; expected more than 0 and less than 1, such as 0.95"
@@ -83,16 +87,12 @@ def _write_files(
 ) -> list[Path]:
     from sched_profiler import analysis  # noqa: PLC0415 - an extra
 
-    try:
+    with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "compare.png") as path:
             analysis.plot_comparison(sides, comparison).savefig(path, format="png", dpi=100)
         with whole_file(folder / "compare.json") as path:
             path.write_text(comparison.to_json() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise SchedProfilerError(
-            f"cannot write {error.filename or folder}: {error.strerror}; name another --out"
-        ) from None
     return [folder / "compare.png", folder / "compare.json"]
 
 

@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.command import (
+    Command,
+    add_json,
+    add_logs,
+    add_skip_invalid,
+    needing,
+    writing,
+)
 from sched_profiler.cli.terminal import progress, say
-from sched_profiler.errors import SchedProfilerError
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -50,16 +56,12 @@ def _run(options: argparse.Namespace) -> bool:
 def _write_files(folder: Path, df: pd.DataFrame, model: StepTimeModel) -> list[Path]:
     from sched_profiler import analysis  # noqa: PLC0415 - an extra
 
-    try:
+    with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "step_time_model.json") as path:
             path.write_text(model.to_json() + "\n", encoding="utf-8")
         with whole_file(folder / "step_time_model.png") as path:
             analysis.plot_residuals(df, model).savefig(path, format="png", dpi=100)
-    except OSError as error:
-        raise SchedProfilerError(
-            f"cannot write {error.filename or folder}: {error.strerror}; name another --out"
-        ) from None
     return [folder / "step_time_model.json", folder / "step_time_model.png"]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing, writing
 from sched_profiler.cli.terminal import progress, say
-from sched_profiler.errors import SchedProfilerError
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -47,14 +46,13 @@ def _run(options: argparse.Namespace) -> bool:
         with progress("reading once more") as advance:
             df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     manifests = analysis.load_manifests(*options.logs)
-    try:
-        with whole_file(options.output) as path, path.open("w", encoding="utf-8") as stream:
-            write_report(stream, digest, df, manifests, title=options.title)
-            num_bytes = stream.tell()
-    except OSError as error:
-        raise SchedProfilerError(
-            f"cannot write {options.output}: {error.strerror}; name another --output"
-        ) from None
+    with (
+        writing(options.output, "--output"),
+        whole_file(options.output) as path,
+        path.open("w", encoding="utf-8") as stream,
+    ):
+        write_report(stream, digest, df, manifests, title=options.title)
+        num_bytes = stream.tell()
     say(
         f"wrote {options.output}, {num_bytes / _MB:.1f} MB about {digest.num_batches:,} batches",
         "open it in a browser; it needs no network",

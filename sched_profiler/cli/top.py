@@ -111,7 +111,8 @@ def _print_once(console: Console, follower: Follower, window: Window, logs: list
     if window.everything.newest is None:
         names = ", ".join(map(without_credentials, logs))
         raise LogError(
-            f"no record in {names}: {follower.problem or follower.last_invalid or 'it is empty'}"
+            f"no record in {names}: {follower.problem or follower.last_invalid or 'it is empty'}; "
+            "name another log, or leave --once out to wait for one"
         )
     console.print(_frame(console, window, _status(follower, logs), height=None), soft_wrap=True)
 

@@ -6,9 +6,8 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing, writing
 from sched_profiler.cli.terminal import progress, say
-from sched_profiler.errors import SchedProfilerError
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -35,18 +34,14 @@ def _run(options: argparse.Namespace) -> bool:
         from sched_profiler import analysis  # noqa: PLC0415 - an extra
     with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
-    try:
-        with (
-            whole_file(options.output) as path,
-            gzip.open(path, "wt", encoding="utf-8")
-            if options.output.suffix == ".gz"
-            else path.open("w", encoding="utf-8") as stream,
-        ):
-            num_events = analysis.write_trace(df, stream)
-    except OSError as error:
-        raise SchedProfilerError(
-            f"cannot write {options.output}: {error.strerror}; name another --output"
-        ) from None
+    with (
+        writing(options.output, "--output"),
+        whole_file(options.output) as path,
+        gzip.open(path, "wt", encoding="utf-8")
+        if options.output.suffix == ".gz"
+        else path.open("w", encoding="utf-8") as stream,
+    ):
+        num_events = analysis.write_trace(df, stream)
     say(
         f"wrote {num_events:,} events of {len(df):,} batches to {options.output}",
         "open it at ui.perfetto.dev, or in chrome://tracing",

@@ -14,7 +14,7 @@ from test_request_trace import RECORD
 
 from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.analysis.arrivals import Arrival, arrivals_of, load_arrivals, load_requests
-from sched_profiler.request_trace import encode_request
+from sched_profiler.request_record import encode_request
 
 COLUMNS = ("arrival_time", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens")
 ARRIVALS = st.builds(

@@ -18,7 +18,8 @@ from sched_profiler.engines.vllm_binding import missing_for_request_trace
 from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_requests import RequestProbe
-from sched_profiler.request_trace import REQUESTS, RequestRecord, RequestTrace, decode_request
+from sched_profiler.request_record import RequestRecord, decode_request
+from sched_profiler.request_trace import REQUESTS, RequestTrace
 from sched_profiler.settings import Settings
 from sched_profiler.sinks.base import SinkContext
 from sched_profiler.testing import FakeClock
