@@ -32,9 +32,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("trace", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import load, write_trace  # noqa: PLC0415 - an extra
     with progress("reading") as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+        df = load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     try:
         with (
             whole_file(options.output) as path,
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> bool:
             if options.output.suffix == ".gz"
             else path.open("w", encoding="utf-8") as stream,
         ):
-            num_events = analysis.write_trace(df, stream)
+            num_events = write_trace(df, stream)
     except OSError as error:
         raise SchedProfilerError(
             f"cannot write {options.output}: {error.strerror}; name another --output"
