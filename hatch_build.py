@@ -25,7 +25,8 @@ class CBuildHook(BuildHookInterface):
         built = Path(self.root, stem + sysconfig.get_config_var("EXT_SUFFIX"))
         # What an older source left must not pass for this one, here or in a folder of builds.
         built.unlink(missing_ok=True)
-        extension = Extension(MODULE, [f"{stem}.c"], optional=True)
+        # Debug information would name the folder of the build: no two builds would be alike.
+        extension = Extension(MODULE, [f"{stem}.c"], optional=True, extra_compile_args=["-g0"])
         command = Distribution({"ext_modules": [extension]}).get_command_obj("build_ext")
         command.inplace = True
         # Without its lock the interpreter has no plain reads of lists and dicts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_too_few_batches_are_an_error_before_vllm_is_loaded(
     trace_beside(log, attrs.evolve(RECORD, run_id="r1"))
     for command in ("tune", "capacity"):
         assert "a fit needs 100" in failure(capsys, command, log)
+
+
+def test_without_vllm_the_error_says_what_to_install(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scheduler is what replays."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    log = log_in(tmp_path)
+    trace_beside(log, *(attrs.evolve(RECORD, run_id="r1", request_id=name) for name in "ab"))
+    for command in ("tune", "capacity"):
+        assert main([command, str(log)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "a replay needs vLLM" in captured.err
+        assert 'pip install "sched-profiler[vllm]"' in captured.err
 
 
 def test_a_damaged_trace_is_an_error_with_its_line(tmp_path: Path, capsys: Capture) -> None:

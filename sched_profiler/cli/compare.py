@@ -55,17 +55,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("compare", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import (  # noqa: PLC0415 - an extra
+            compare,
+            label_sides,
+            load,
+            load_manifests,
+        )
     logs = [options.first, *options.others]
     names = _names(logs)
     found = {}
     for name, log in zip(names, logs, strict=True):
         with progress("reading") as advance:
-            df = analysis.load(log, skip_invalid=options.skip_invalid, progress=advance)
-        found[name] = (df, analysis.load_manifests(log))
-    labels = {name: printable(label) for name, label in analysis.label_sides(found).items()}
+            df = load(log, skip_invalid=options.skip_invalid, progress=advance)
+        found[name] = (df, load_manifests(log))
+    labels = {name: printable(label) for name, label in label_sides(found).items()}
     sides = {labels[name]: df for name, (df, _) in found.items()}
-    comparison = analysis.compare(sides, confidence=options.confidence)
+    comparison = compare(sides, confidence=options.confidence)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, sides, comparison)
     print(comparison.to_json() if options.json else comparison)
@@ -85,12 +90,13 @@ def _names(logs: list[str]) -> list[str]:
 def _write_files(
     folder: Path, sides: dict[str, pd.DataFrame], comparison: Comparison
 ) -> list[Path]:
-    from sched_profiler import analysis  # noqa: PLC0415 - an extra
+    with needing("--out", "analysis"):
+        from sched_profiler.analysis import plot_comparison  # noqa: PLC0415 - an extra
 
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "compare.png") as path:
-            analysis.plot_comparison(sides, comparison).savefig(path, format="png", dpi=100)
+            plot_comparison(sides, comparison).savefig(path, format="png", dpi=100)
         with whole_file(folder / "compare.json") as path:
             path.write_text(comparison.to_json() + "\n", encoding="utf-8")
     return [folder / "compare.png", folder / "compare.json"]

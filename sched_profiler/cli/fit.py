@@ -41,11 +41,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("fit", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import (  # noqa: PLC0415 - an extra
+            common_settings,
+            fit_step_time,
+            load,
+            load_manifests,
+        )
     with progress("reading") as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
-    settings = analysis.common_settings(df, analysis.load_manifests(*options.logs))
-    model = analysis.fit_step_time(df, settings)
+        df = load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+    settings = common_settings(df, load_manifests(*options.logs))
+    model = fit_step_time(df, settings)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, df, model)
     print(model.to_json() if options.json else model)
@@ -54,14 +59,15 @@ def _run(options: argparse.Namespace) -> bool:
 
 
 def _write_files(folder: Path, df: pd.DataFrame, model: StepTimeModel) -> list[Path]:
-    from sched_profiler import analysis  # noqa: PLC0415 - an extra
+    with needing("--out", "analysis"):
+        from sched_profiler.analysis import plot_residuals  # noqa: PLC0415 - an extra
 
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "step_time_model.json") as path:
             path.write_text(model.to_json() + "\n", encoding="utf-8")
         with whole_file(folder / "step_time_model.png") as path:
-            analysis.plot_residuals(df, model).savefig(path, format="png", dpi=100)
+            plot_residuals(df, model).savefig(path, format="png", dpi=100)
     return [folder / "step_time_model.json", folder / "step_time_model.png"]
 
 

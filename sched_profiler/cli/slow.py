@@ -55,10 +55,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("slow", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import load, slow_batches  # noqa: PLC0415 - an extra
     with progress("reading") as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
-    found = analysis.slow_batches(
+        df = load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+    found = slow_batches(
         df,
         schedule_over_ms=options.schedule_over,
         model_run_over_ms=options.model_over,

@@ -31,9 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> bool:
     with needing("trace", "analysis"):
-        from sched_profiler import analysis  # noqa: PLC0415 - an extra
+        from sched_profiler.analysis import load, write_trace  # noqa: PLC0415 - an extra
     with progress("reading") as advance:
-        df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+        df = load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     with (
         writing(options.output, "--output"),
         whole_file(options.output) as path,
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> bool:
         if options.output.suffix == ".gz"
         else path.open("w", encoding="utf-8") as stream,
     ):
-        num_events = analysis.write_trace(df, stream)
+        num_events = write_trace(df, stream)
     say(
         f"wrote {num_events:,} events of {len(df):,} batches to {options.output}",
         "open it at ui.perfetto.dev, or in chrome://tracing",
