@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -12,16 +14,24 @@ from types import ModuleType
 
 import attrs
 import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from synthetic import records, write_log
 
 import sched_profiler
 from sched_profiler import analysis, cli, settings
+from sched_profiler.sinks.prometheus import PrometheusSink
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sched_profiler"
+TRANSLATIONS = sorted((ROOT / "docs").rglob("*.zh.md"))
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted({*(ROOT / "docs").rglob("*.md")} - {*TRANSLATIONS}),
+]
+TRANSLATED = [
+    ROOT / "docs/index.md",
+    *(page for page in PAGES if page.parent.name in ("tutorial", "how-to")),
 ]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\n *\Z")
@@ -109,7 +119,7 @@ def parses(arguments: list[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *TRANSLATIONS], ids=name_of)
 def test_every_internal_link_of_a_page_leads_somewhere(page: Path) -> None:
     """The file is there, and so is the heading."""
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
@@ -131,12 +141,56 @@ def without_code(page: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors of the headings of a page, as both GitHub and mkdocs make them."""
-    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
-    return {
-        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
-    }
+    generate = generator()
+    return set(map(generate.anchor, generate.headings(page.read_text(encoding="utf-8"))))
 
 
+def translation_of(page: Path) -> Path:
+    """Return where the Chinese translation of a page is."""
+    return page.with_suffix(".zh.md")
+
+
+def test_home_tutorial_and_how_tos_have_a_chinese_translation() -> None:
+    """These and no others: a translation does not outlive its page."""
+    assert set(TRANSLATIONS) == set(map(translation_of, TRANSLATED))
+
+
+MARKS = r"^ *<!-- .+ -->$"
+FRAMES = r"^ *(?:\d+\.|[-|]|!\[)"
+"""What begins a list item, a row of a table or a picture."""
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_a_translation_has_all_that_its_page_has(page: Path) -> None:
+    """The same code, marks, headings, rows, links and pictures in the same order.
+
+    If not, the page was changed: change the translation beside it as well.
+    """
+    translation = translation_of(page)
+    code, translated_code = ([s.code for s in snippets(p)] for p in (page, translation))
+    assert translated_code == code
+    text, translated = without_code(page), without_code(translation)
+    levels = [re.findall(r"^#+(?= )", t, re.MULTILINE) for t in (translated, text)]
+    assert levels[0] == levels[1]
+    for pattern in (MARKS, FRAMES):
+        found = [re.findall(pattern, t, re.MULTILINE) for t in (translated, text)]
+        assert found[0] == found[1]
+    links = [sorted(re.findall(r"\]\(([^)\s]+)\)", t)) for t in (translated, text)]
+    assert links[0] == links[1]
+    names = [set(re.findall(r"`([^`\n]+)`", t)) for t in (translated, text)]
+    assert names[0] == names[1]
+
+
+def test_the_headings_of_a_translation_have_the_anchors_of_its_page() -> None:
+    """A link to a part of a page leads there in every language."""
+    text = "# 指标\n\n```bash\n# no heading\n```\n\n## 代价\n"
+    original = "# Export metrics\n\n## What it costs\n"
+    assert generator().with_anchors(text, original) == (
+        "# 指标 {#export-metrics}\n\n```bash\n# no heading\n```\n\n## 代价 {#what-it-costs}\n"
+    )
+
+
+@functools.cache
 def generator() -> ModuleType:
     """Return the hook that generates parts of the documentation."""
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/tools/generate.py")
@@ -166,6 +220,65 @@ def test_every_generated_part_of_a_page_is_known_and_filled() -> None:
         "<!-- generated: optional fields -->"
     )
     assert "--skip-invalid" in generate.on_page_markdown("<!-- generated: help analyze -->")
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)
+def test_the_yaml_of_a_page_can_be_read_and_its_variables_exist(page: Path) -> None:
+    """What a reader pastes into a cluster or into Prometheus has no misspelled setting."""
+    for snippet in snippets(page):
+        if snippet.language == "yaml":
+            assert isinstance(yaml.safe_load(snippet.code), dict)
+    code = "\n".join(snippet.code for snippet in snippets(page))
+    assert {*re.findall(r"\b(?:SCHED_PROFILER|VLLM_(?:ENABLE_)?SCHEDULER)_\w+", code)} <= {
+        *settings.VARIABLES
+    }
+
+
+EXPORTED = re.compile(r"\bsched_profiler_\w+")
+
+
+@pytest.fixture(scope="module")
+def exported() -> set[str]:
+    """Return all names that Prometheus gets of a batch."""
+    registry = CollectorRegistry()
+    sink = PrometheusSink(registry=registry)
+    sink.write(next(iter(records(1))))
+    text = generate_latest(registry).decode()
+    sink.close()
+    return {*EXPORTED.findall(text)}
+
+
+def test_the_dashboard_asks_for_metrics_that_are_exported(exported: set[str]) -> None:
+    """A panel over a name that nobody exports stays empty, and nobody is told."""
+    text = (ROOT / "examples/grafana_dashboard.json").read_text(encoding="utf-8")
+    dashboard = json.loads(text)
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {name for expression in asked for name in EXPORTED.findall(expression)} <= exported
+    assert all(EXPORTED.search(expression) for expression in asked)
+    assert {*EXPORTED.findall(json.dumps(dashboard["templating"]))} <= exported
+
+
+def test_the_dashboard_has_the_panels_that_its_page_explains() -> None:
+    """Each panel is in the table, and nothing else is."""
+    text = (ROOT / "examples/grafana_dashboard.json").read_text(encoding="utf-8")
+    panels = [panel["title"] for panel in json.loads(text)["panels"]]
+    page = (ROOT / "docs/how-to/see-it-in-grafana.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z].+?) \|", page, re.MULTILINE)
+    together = {
+        "Tokens scheduled, Requests in a batch": ["Tokens scheduled", "Requests in a batch"]
+    }
+    assert [title for row in rows for title in together.get(row, [row])] == panels
+
+
+@pytest.mark.parametrize("page", ["how-to/see-it-in-grafana.md", "reference/metrics.md"])
+def test_the_queries_on_a_page_are_of_metrics_that_are_exported(
+    page: str, exported: set[str]
+) -> None:
+    """A rule over a name that nobody exports never fires."""
+    text = generator().on_page_markdown((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    prefixes = {"sched_profiler_"}
+    histograms = {name.removesuffix("_bucket") for name in exported}
+    assert {*EXPORTED.findall(text)} - prefixes <= exported | histograms
 
 
 def table_rows(page: Path) -> dict[str, list[str]]:

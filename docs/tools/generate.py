@@ -110,6 +110,7 @@ def _unit(name: str) -> str:
     return ""
 
 
+@functools.cache
 def command_help(*arguments: str) -> str:
     """Return what the command line prints when it is asked for help."""
     done = subprocess.run(  # noqa: S603 - our own command
@@ -133,7 +134,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
-    "end to end": measured.end_to_end,
+    "end to end": functools.partial(measured.written, measured.end_to_end),
     "findings recall": measured.findings_recall,
     "findings precision": measured.findings_precision,
     "findings steady": measured.findings_steady,
@@ -154,8 +155,36 @@ GENERATORS |= {
 }
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Fill in what is generated (mkdocs calls this for every page)."""
+_HEADING = re.compile(r"^#+ [^\n]+$|^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def headings(markdown: str) -> list[str]:
+    """Return the headings of a page, each with its marks."""
+    return [match[0] for match in _HEADING.finditer(markdown) if match[0].startswith("#")]
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of an English heading, as both GitHub and mkdocs make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("#")).strip().lower().replace(" ", "-")
+
+
+def with_anchors(translation: str, original: str) -> str:
+    """Give the headings of a translation the anchors of those that they translate.
+
+    So a link to a part of a page leads there in every language.
+    """
+    anchors = map(anchor, headings(original))
+    return _HEADING.sub(
+        lambda match: f"{match[0]} {{#{next(anchors)}}}" if match[0][0] == "#" else match[0],
+        translation,
+    )
+
+
+def on_page_markdown(markdown: str, page: Any = None, **_: object) -> str:
+    """Fill in what is generated, and anchors of translations (mkdocs calls this for every page)."""
+    if page is not None and page.file.src_uri.endswith(".zh.md"):
+        original = Path(page.file.abs_src_path.removesuffix(".zh.md") + ".md")
+        markdown = with_anchors(markdown, original.read_text(encoding="utf-8"))
     return re.sub(
         r"^<!-- generated: (.+) -->$",
         lambda match: GENERATORS[match[1]](),
