@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 MEASURED = Path(__file__).parents[1] / "measured"
 
@@ -31,14 +28,6 @@ def versions() -> str:
     results = _load("matrix")["results"]
     rows = [[r["version"], r["build"], r["outcome"], str(r["passed"])] for r in results]
     return _table(["vLLM", "build", "outcome", "tests passed"], rows)
-
-
-def written(generate: Callable[[], str]) -> str:
-    """Return what a function here makes of its file, or that there is no such file yet."""
-    try:
-        return generate()
-    except FileNotFoundError as error:
-        return f"*Not measured yet: `make bench` writes `{Path(error.filename).name}`.*"
 
 
 def machine() -> str:
