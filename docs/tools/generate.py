@@ -134,7 +134,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
-    "end to end": functools.partial(measured.written, measured.end_to_end),
+    "end to end": measured.end_to_end,
     "findings recall": measured.findings_recall,
     "findings precision": measured.findings_precision,
     "findings steady": measured.findings_steady,
