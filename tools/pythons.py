@@ -3,7 +3,7 @@
 
     python tools/pythons.py [VERSION...]
 
-The versions are those of the classifiers in `pyproject.toml`. uv finds each on this machine, or
+The versions are those of the classifiers in `pyproject.toml`. uv finds each on the PATH, or
 fetches it. Each gets an environment of its own in `build/pythons/`, with all extras but `vllm`,
 where this source tree is installed as editable. The output is in `build/pythons/VERSION.log`.
 """
