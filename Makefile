@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Arguments for pytest, such as PYTEST_ARGS="-k setup -x".
 PYTEST_ARGS ?=
-# Versions of vLLM for `make matrix`, such as VERSIONS="0.27.0 0.32.0"; all where none is named.
+# Versions of vLLM for `make matrix`, such as VERSIONS="0.27.0 0.32.0", or of Python for
+# `make pythons`, such as VERSIONS=3.13; all where none is named.
 VERSIONS ?=
 
 SHELL := bash
@@ -68,6 +69,14 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
 	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \
 		tests/test_fuzz.py tests/test_validate.py tests/analysis/test_lines.py $(PYTEST_ARGS)
+
+.PHONY: package
+package: $(READY) ## Build into dist/ and check: the same bytes twice, small, complete, works alone
+	@$(BIN)/python tools/package.py
+
+.PHONY: pythons
+pythons: $(READY) ## Test what needs no vLLM on every Python that is declared; a quarter of an hour
+	@$(BIN)/python tools/pythons.py $(VERSIONS)
 
 .PHONY: matrix
 matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; half an hour

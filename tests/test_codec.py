@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import records
 
-import sched_profiler
 from sched_profiler import BatchRecord, RecordError, decode, encode, schema
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
@@ -199,7 +198,7 @@ def test_the_schema_is_a_valid_one_with_an_identity() -> None:
 
 def test_schema_is_the_file_beside_the_package_and_a_fresh_copy() -> None:
     """What other tools read from `schema/` is what the library gives out."""
-    folder = Path(sched_profiler.__file__).parent.parent / "schema"
+    folder = Path(__file__).parents[1] / "schema"
     on_disk = json.loads((folder / "batch-record-v1.schema.json").read_text())
     schema()["properties"].clear()
     assert schema() == on_disk

@@ -268,6 +268,8 @@ print(os.waitstatus_to_exitcode(status), profiler.close())
 )
 def test_a_fork_after_the_start_does_no_harm(tmp_path: Path, sink: str) -> None:
     """The child ends in order, and the parent's log has each batch of the parent's once."""
+    if sink.startswith("RemoteSink"):
+        pytest.importorskip("fsspec")
     code = FORK.format(tests=str(Path(__file__).parent), sink=sink)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],

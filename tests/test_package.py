@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 from machine import c_compiler, lacks
 
 import sched_profiler
@@ -83,11 +86,15 @@ def test_every_public_name_is_there_and_an_unknown_one_is_an_error() -> None:
 def test_a_wheel_holds_the_hook_in_c_and_one_built_without_a_compiler_does_without(
     tmp_path: Path,
 ) -> None:
-    """Both are complete otherwise: modules, schema, type information."""
+    """Both are complete otherwise: modules, schemas, templates, type information.
+
+    And the same sources give the same bytes.
+    """
     if c_compiler() is None:
         lacks("there is no C compiler on this machine")
-    names = {}
-    for kind, compiler in (("c", None), ("python", "no-such-compiler")):
+    names, contents = {}, {}
+    # A folder's name must not get into the hook: debug information would hold it.
+    for kind, compiler in (("c", None), ("c, once more", None), ("python", "no-such-compiler")):
         source = tmp_path / kind
         shutil.copytree(ROOT / "sched_profiler", source / "sched_profiler")
         shutil.copytree(ROOT / "schema", source / "schema")
@@ -103,12 +110,58 @@ def test_a_wheel_holds_the_hook_in_c_and_one_built_without_a_compiler_does_witho
         (wheel,) = source.glob("*.whl")
         assert ("-py3-none-any" in wheel.name) == (kind == "python")
         names[kind] = set(zipfile.ZipFile(wheel).namelist())
+        contents[kind] = wheel.read_bytes()
+    assert contents["c"] == contents["c, once more"]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     hook = f"sched_profiler/engines/_vllm_hook{suffix}"
     assert names["c"] - names["python"] == {hook}
     assert names["python"] <= names["c"]
     assert "sched_profiler/py.typed" in names["c"]
-    assert "sched_profiler/schema/batch-record-v1.schema.json" in names["c"]
+    for name in ("batch-record", "run-manifest", "request-trace"):
+        assert f"sched_profiler/schema/{name}-v1.schema.json" in names["c"]
+    for name in ("report.html", "report.css", "report.js"):
+        assert f"sched_profiler/analysis/report/{name}" in names["c"]
+
+
+def test_the_version_is_in_one_place() -> None:
+    """What the build and the installed package say comes from there."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in declared["project"]
+    assert declared["tool"]["hatch"]["version"]["path"] == "sched_profiler/__init__.py"
+    assert importlib.metadata.version("sched-profiler") == sched_profiler.__version__
+
+
+def test_every_extra_is_on_the_page_about_installing_with_what_it_brings() -> None:
+    """No other, either."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/how-to/install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", page, re.MULTILINE)
+    brings = {
+        extra: [re.sub(r"^sched-profiler\[(\w+)\]|>=.*", r"\1", each) for each in requirements]
+        for extra, requirements in declared["project"]["optional-dependencies"].items()
+    }
+    assert {extra: names.replace("`", "").split(", ") for extra, names in rows} == brings
+    assert [extra for extra, _ in rows] == sorted(brings)
+    for classifier in declared["project"]["classifiers"]:
+        if found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier):
+            assert found[1] in page
+
+
+def test_workflows_call_what_there_is_and_know_no_secret() -> None:
+    """Whatever continuous integration does can be done at home, and publishing needs no token."""
+    called = set()
+    for path in sorted((ROOT / ".github").rglob("*.yml")):
+        text = path.read_text(encoding="utf-8")
+        assert yaml.safe_load(text), path
+        assert "secrets" not in text
+        called |= set(re.findall(r"run: python (\S+)", text))
+    assert called == {"tools/package.py", "tools/pythons.py"}
+    assert all((ROOT / script).is_file() for script in called)
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))
+    assert release["permissions"] == {}
+    assert release["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["title"]
 
 
 def imports(module: str) -> set[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import custom_engine
 import jsonschema
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -410,6 +409,7 @@ def test_whatever_an_engine_reports_becomes_a_consistent_and_valid_record(
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """An engine that counts with NumPy gets the same record."""
+    np = pytest.importorskip("numpy")
     bench = Bench()
     batch = bench.profiler.begin()
     batch.scheduled(

@@ -33,6 +33,7 @@ def test_a_path_is_a_file_without_rotation(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_each_rank_has_a_file_of_its_own(tmp_path: Path, log: str, expected: str) -> None:
     """Rank 0 the one that was asked for; a path that holds the rank is as it is."""
+    pytest.importorskip("fsspec")
     settings = Settings(log=str(tmp_path / log))
     for rank, name in ((0, log), (None, log), (2, expected)):
         sink = log_sink(settings, rank)
@@ -45,6 +46,7 @@ def test_each_rank_has_a_file_of_its_own(tmp_path: Path, log: str, expected: str
 
 def test_a_request_trace_is_beside_the_log_and_rotated_like_it(tmp_path: Path) -> None:
     """Of each rank, in files and in stores."""
+    pytest.importorskip("fsspec")
     settings = Settings(log=str(tmp_path / "log.jsonl"), part_mib=2)
     for rank, name in ((0, "log.requests.jsonl"), (2, "log.dp2.requests.jsonl")):
         sink = request_trace(SinkContext(settings=settings, dp_rank=rank, print_line=print))
@@ -76,6 +78,7 @@ def test_settings_become_a_rotation(tmp_path: Path) -> None:
 
 def test_a_url_is_a_store_with_a_rotation_of_its_own(tmp_path: Path) -> None:
     """What is set changes only what it names."""
+    pytest.importorskip("fsspec")
     sink = log_sink(Settings(log="memory://x/"))
     assert isinstance(sink, RemoteSink)
     assert sink._rotation == REMOTE_ROTATION

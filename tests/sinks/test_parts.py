@@ -111,6 +111,8 @@ def test_closed_parts_are_compressed_and_read_as_any_other(
     way: str, suffix: str, tmp_path: Path
 ) -> None:
     """By us and, here, by the programs of that name."""
+    if way == "zstd":
+        pytest.importorskip("zstandard")
     rotation = Rotation(part_bytes=100 * LINE_BYTES, compress=way)
     sink = JsonlSink(tmp_path / "log.jsonl", rotation=rotation)
     write(sink, range(100, 1100))
