@@ -155,6 +155,18 @@ def test_home_tutorial_and_how_tos_have_a_chinese_translation() -> None:
     assert set(TRANSLATIONS) == set(map(translation_of, TRANSLATED))
 
 
+def test_every_translated_page_has_a_chinese_title_in_the_navigation() -> None:
+    """No entry is missing, and none is left over."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (nav,) = re.findall(r"^nav:\n(.*?)^# ", text, re.MULTILINE | re.DOTALL)
+    (translated,) = re.findall(r"nav_translations:\n((?: {12}.+\n)+)", text)
+    sections = {title: pages for entry in yaml.safe_load(nav) for title, pages in entry.items()}
+    titles = {*sections}
+    for section in ("Tutorial", "How to"):
+        titles |= {title for page in sections[section] for title in page}
+    assert {*yaml.safe_load(translated)} == titles
+
+
 MARKS = r"^ *<!-- .+ -->$"
 FRAMES = r"^ *(?:\d+\.|[-|]|!\[)"
 """What begins a list item, a row of a table or a picture."""
