@@ -50,6 +50,10 @@ class Writer(Protocol):
         """Take a measurement; never waits."""
         ...
 
+    def wake(self) -> None:
+        """Have what was put written at once; does not wait for it."""
+        ...
+
     def drop(self) -> None:
         """Count a batch that could not be measured."""
         ...
@@ -128,6 +132,9 @@ class DirectWriter:
     def put(self, measurement: Any) -> None:
         """Write a record at once."""
         self._maker.write(measurement)
+
+    def wake(self) -> None:
+        """Do nothing: what was put is written."""
 
     def drop(self) -> None:
         """Count a batch that could not be measured."""

@@ -99,7 +99,9 @@ def test_without_vllm_the_error_says_what_to_install(
     """Its scheduler is what replays."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     log = log_in(tmp_path)
-    trace_beside(log, *(attrs.evolve(RECORD, run_id="r1", request_id=name) for name in "ab"))
+    trace_beside(
+        log, *(attrs.evolve(RECORD, run_id="r1", request_number=number) for number in range(2))
+    )
     for command in ("tune", "capacity"):
         assert main([command, str(log)]) == 2
         captured = capsys.readouterr()

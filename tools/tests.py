@@ -1,5 +1,5 @@
 # ruff: noqa: INP001, S603, T201 - a script that runs commands and talks to its reader
-"""Runs all tests under coverage: those with a real vLLM beside all others, side by side.
+"""Runs all tests under coverage: most of those with a real vLLM beside all others, side by side.
 
     python tools/tests.py [ARGUMENT OF PYTEST...]
 
@@ -29,12 +29,18 @@ def main(arguments: list[str]) -> int:
     with LOG.open("wb") as log:
         # One of them keeps account of what failed last.
         others = subprocess.Popen(
-            command("not vllm", ["-p", "no:cacheprovider", *arguments]),
+            command("not vllm or aside", ["-p", "no:cacheprovider", *arguments]),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        print(f"tests: those without an engine run beside these, into {LOG}", flush=True)
-        codes = {subprocess.run(command("vllm", arguments), check=False).returncode, others.wait()}
+        print(
+            f"tests: those without an engine, and some with one, run beside these, into {LOG}",
+            flush=True,
+        )
+        codes = {
+            subprocess.run(command("vllm and not aside", arguments), check=False).returncode,
+            others.wait(),
+        }
     print(LOG.read_text(encoding="utf-8", errors="replace"))
     if codes == {pytest.ExitCode.NO_TESTS_COLLECTED}:
         return int(pytest.ExitCode.NO_TESTS_COLLECTED)

@@ -254,12 +254,19 @@ class Probe:
         )
 
     def carry(self, output: Any) -> None:
-        """Keep for the next record what happened before a step without a batch."""
+        """Keep for the next record what happened before a step without a batch.
+
+        With nothing left to serve, have the writer write what there is.
+        """
         num_finished, num_preempted = self.hook.carried or (0, 0)
         num_finished += len(output.finished_req_ids)
         num_preempted += len(output.preempted_req_ids or ())
         if num_finished or num_preempted:
             self.hook.carried = num_finished, num_preempted
+        # The engine has served all that it had: whoever asked may stop it now, and vLLM kills its
+        # engine core in the moment in which it asks it to end.
+        if not self._scheduler.running:
+            self._writer.wake()
 
     def request_ids(self, output: Any, events: PlainEvents | None) -> list[str]:
         """Return who is in the batch: those in prefill first, as the chunks are."""

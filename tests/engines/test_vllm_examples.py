@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from real_vllm import read
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.aside]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

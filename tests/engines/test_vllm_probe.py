@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_under_test import until
 from real_scheduler import make_request, make_scheduler, model_output
 from tiny_model import make_tiny_model
 from vllm.v1.core.sched.request_queue import create_request_queue
@@ -396,3 +397,21 @@ def test_a_failure_of_ours_reaches_the_engine_in_tests_only(tiny: Path, *, stric
         life.step(stamp=("half a stamp",))
     life.profiler.close()
     assert life.profiler.num_dropped_records == 2
+
+
+def test_an_engine_with_nothing_left_to_serve_has_its_records_written(tiny: Path) -> None:
+    """Not up to a poll later: whoever has the last answer may stop it now."""
+    scheduler = make_scheduler(tiny, max_num_seqs=4, max_num_batched_tokens=64, num_blocks=100)
+    sink = MemorySink()
+    profiler = BatchProfiler(sink, contents_of=contents_of(scheduler))
+    writer: Any = profiler.writer
+    # It comes round when it starts, and then only if it is woken.
+    writer._poll_s = 1000
+    Probe(scheduler, profiler).attach()
+    scheduler.add_request(make_request([5, 6, 7], 3))
+    while scheduler.has_requests():
+        output = scheduler.schedule()
+        result = model_output(output, [[7]] * len(output.num_scheduled_tokens))
+        scheduler.update_from_output(output, result)
+    until(lambda: len(sink.records) == 3)
+    assert profiler.close()
