@@ -249,7 +249,7 @@ def in_process(model: str, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf, storage() as url:
         remote(one, folder, seaweed, modes)
         hanging_store(one, folder, deaf.getsockname()[1], modes)
-        one.compare(6, modes)
+        one.compare(8, modes)
         refusals(one, folder, url)
         # The clients that are to reach it at last have known its address for long.
         one.finish()
