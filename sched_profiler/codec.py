@@ -22,7 +22,7 @@ from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["decode", "encode", "schema", "schema_text"]
+__all__ = ["decode", "encode", "json_object", "schema", "schema_text"]
 
 _converter = make_converter()
 # What a record holds is what JSON has words for: nothing needs to be converted.
@@ -81,17 +81,7 @@ def decode(line: bytes | str) -> BatchRecord:
         RecordError: if the line is no JSON object, is of a newer schema, lacks a field or has one
             of a wrong type; the message names the field, not the file and the line.
     """
-    try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise RecordError(f"not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(fields, dict):
-        raise RecordError(f"a {type(fields).__name__} instead of a JSON object")
-    version = fields.get("schema_version", SCHEMA_VERSION)
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"schema_version {version} is newer than {SCHEMA_VERSION}; upgrade sched-profiler"
-        )
+    fields = json_object(line, "schema_version", SCHEMA_VERSION)
     # A fork of the original feature that measures scheduling only has neither key.
     fields.setdefault("model_run_duration_ms", None)
     fields.setdefault("total_step_duration_ms", None)
@@ -100,6 +90,26 @@ def decode(line: bytes | str) -> BatchRecord:
         raise RecordError(f"lacks {', '.join(missing)}")
     _reject_wrong_types(fields)
     return _converter.structure(fields, BatchRecord)
+
+
+def json_object(text: bytes | str, version_name: str, newest: int) -> dict[str, Any]:
+    """Return the fields of a JSON object whose version is not newer than the one that is known.
+
+    Raises:
+        RecordError: if it is no JSON object, or is of a newer version.
+    """
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(fields, dict):
+        raise RecordError(f"a {type(fields).__name__} instead of a JSON object")
+    version = fields.get(version_name)
+    if type(version) is int and version > newest:
+        raise SchemaVersionError(
+            f"{version_name} {version} is newer than {newest}; upgrade sched-profiler"
+        )
+    return fields
 
 
 def _reject_wrong_types(fields: dict[str, Any]) -> None:

@@ -152,8 +152,8 @@ class Follower:
             yield from self._look(now)
 
     def close(self) -> None:
-        """Close all files."""
-        for tail in self._tails.values():
+        """Close all files, also while another thread is in `poll`."""
+        for tail in list(self._tails.values()):
             tail.close()
 
     def _look(self, now: float) -> Iterator[BatchRecord]:

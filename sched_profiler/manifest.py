@@ -16,7 +16,14 @@ import attrs
 import orjson
 
 from sched_profiler import __version__
-from sched_profiler.errors import LogError, SettingError, shown
+from sched_profiler.codec import json_object
+from sched_profiler.errors import (
+    LogError,
+    RecordError,
+    SchemaVersionError,
+    SettingError,
+    shown,
+)
 from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
@@ -231,17 +238,11 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
         LogError: naming the file and what is wrong with it.
     """
     try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise LogError(f"{name} is no run manifest: not JSON ({error.msg})") from None
-    if not isinstance(fields, dict):
-        raise LogError(f"{name} is no run manifest: no JSON object")
-    version = fields.get("manifest_version")
-    if type(version) is int and version > MANIFEST_VERSION:
-        raise LogError(
-            f"{name}: manifest_version {version} is newer than {MANIFEST_VERSION}; "
-            "upgrade sched-profiler"
-        )
+        fields = json_object(text, "manifest_version", MANIFEST_VERSION)
+    except SchemaVersionError as error:
+        raise LogError(f"{name}: {error}") from None
+    except RecordError as error:
+        raise LogError(f"{name} is no run manifest: {error}") from None
     known = {}
     for field in attrs.fields(RunManifest):
         if field.name not in fields:

@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import orjson
 
-from sched_profiler.codec import schema_text
-from sched_profiler.errors import RecordError, SchemaVersionError, shown
+from sched_profiler.codec import json_object, schema_text
+from sched_profiler.errors import RecordError, shown
 
 __all__ = [
     "OUTCOMES",
@@ -88,17 +88,7 @@ def decode_request(line: bytes | str) -> RequestRecord:
         RecordError: if the line is no JSON object, is of a newer version, lacks a field or has one
             that cannot be; the message names the field, not the file and the line.
     """
-    try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise RecordError(f"not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(fields, dict):
-        raise RecordError(f"a {type(fields).__name__} instead of a JSON object")
-    version = fields.get("trace_version")
-    if type(version) is int and version > TRACE_VERSION:
-        raise SchemaVersionError(
-            f"trace_version {version} is newer than {TRACE_VERSION}; upgrade sched-profiler"
-        )
+    fields = json_object(line, "trace_version", TRACE_VERSION)
     known = {}
     for field in _FIELDS:
         if field.name not in fields:

@@ -19,7 +19,7 @@ import pyte
 
 __all__ = ["Terminal"]
 
-_PATIENCE_S = 120.0
+_PATIENCE_S = 60.0
 
 
 class Terminal:

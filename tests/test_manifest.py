@@ -271,7 +271,7 @@ def test_a_manifest_of_a_later_minor_version_is_read() -> None:
     ("text", "message"),
     [
         ("{", "m is no run manifest: not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "a list instead of a JSON object"),
         (json.dumps(GOOD | {"manifest_version": 2}), "manifest_version 2 is newer than 1; upgrade"),
         (json.dumps({"run_id": "a"}), "it lacks log"),
         (json.dumps(GOOD | {"pid": "x"}), "pid is 'x'"),

@@ -14,7 +14,7 @@ import termios
 import threading
 import time
 import tty
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_logs, needing
 from sched_profiler.errors import LogError, SchedProfilerError
@@ -40,6 +40,7 @@ _LONGEST_S = 0.5
 """How long a frame may be late because records are read."""
 _QUEUED_RECORDS = 20_000
 _QUIT_KEYS = ("q", "Q")
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _seconds(text: str) -> float:
@@ -98,8 +99,7 @@ def _run(options: argparse.Namespace) -> bool:
         if options.once:
             _print_once(console, follower, window, options.logs)
         else:
-            with contextlib.suppress(KeyboardInterrupt):
-                _watch(console, follower, window, options)
+            _watch(console, follower, window, options)
     return True
 
 
@@ -127,8 +127,8 @@ def _watch(
     reader = _Reader(follower)
     hint = "q quits" if sys.stdin.isatty() else "Ctrl-C quits"
     with (
-        _keys() as pressed,
-        _ended_by_signals(),
+        _signals() as signalled,
+        _keys(signalled) as pressed,
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         reader.start()
@@ -150,8 +150,10 @@ def _watch(
                 drawn = text, console.size
                 live.update(text, refresh=True)
             left = options.interval - (time.monotonic() - began)
-            if pressed(max(0.0, left)) in _QUIT_KEYS:
+            if (key := pressed(max(0.0, left))) in _QUIT_KEYS:
                 return
+            if isinstance(key, signal.Signals):
+                sys.exit(128 + key)
 
 
 def _frame(console: Console, window: Window, status: Status, *, height: int | None) -> Text:
@@ -210,39 +212,57 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str | None]]:
-    """Take keys one by one; yield a function that waits so many seconds for one."""
-    if not sys.stdin.isatty():
-        yield time.sleep
-        return
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
+def _signals() -> Iterator[int]:
+    """Take the signals that ask to end; yield where their numbers can be read, a byte each.
 
-    def pressed(seconds: float) -> str | None:
-        if not select.select([terminal], [], [], seconds)[0]:
-            return None
-        return os.read(terminal, 1).decode(errors="replace") or "q"  # the terminal is gone
+    What a handler raises comes up in whatever runs just then, and may leave a lock taken for ever.
+    The second signal does what it did before: whoever sends it does not want to wait.
+    """
+    hear, tell = os.pipe()
+    before = {number: signal.getsignal(number) for number in _ENDING}
+
+    def note(number: int, _: object) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.write(tell, bytes([number]))
 
     try:
-        tty.setcbreak(terminal)
-        yield pressed
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End as on an error when asked to, so that the terminal is left as it was."""
-
-    def leave(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
+        for number in before:
+            signal.signal(number, note)
+        yield hear
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(hear)
+        os.close(tell)
+
+
+@contextlib.contextmanager
+def _keys(signalled: int) -> Iterator[Callable[[float], str | signal.Signals | None]]:
+    """Take keys one by one; yield a function that waits so many seconds for one, or a signal.
+
+    Ctrl-C counts as the key that ends it.
+    """
+    terminal = sys.stdin.fileno() if sys.stdin.isatty() else None
+    before = None if terminal is None else termios.tcgetattr(terminal)
+    places = [signalled] if terminal is None else [signalled, terminal]
+
+    def pressed(seconds: float) -> str | signal.Signals | None:
+        ready = select.select(places, [], [], seconds)[0]
+        if signalled in ready:
+            number = signal.Signals(os.read(signalled, 1)[0])
+            return _QUIT_KEYS[0] if number == signal.SIGINT else number
+        if terminal is None or terminal not in ready:
+            return None
+        return os.read(terminal, 1).decode(errors="replace") or _QUIT_KEYS[0]  # it is gone
+
+    try:
+        if terminal is not None:
+            tty.setcbreak(terminal)
+        yield pressed
+    finally:
+        if terminal is not None and before is not None:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 COMMAND = Command(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import attrs
@@ -146,14 +147,17 @@ def test_tokens_are_those_of_an_unprofiled_engine_whatever_happens(faults: Fault
 
 
 def test_throughput_is_that_of_a_profiler_that_is_well(faults: Faults) -> None:
-    """Whatever its sink, its disk or its store does: the best of short turns, taken in turn.
+    """Whatever its sink, its disk or its store does: in short turns, one after the other.
 
-    Other programs run here too, and hit some of the turns of each mode.
+    Other programs run here too, and hit some of the turns of each mode. What is slower by itself is
+    so in its best turn, and also in the middle one of the turns beside an unprofiled one.
     """
-    best = {mode: min(times) for mode, times in faults.times.items()}
-    assert len(best) >= 10
-    for mode, seconds in best.items():
-        assert best["not profiled"] / seconds > 0.4, (mode, best)
+    unprofiled = faults.times["not profiled"]
+    assert len(faults.times) >= 10
+    for mode, times in faults.times.items():
+        best = min(unprofiled) / min(times)
+        middle = median(one / other for one, other in zip(unprofiled, times, strict=True))
+        assert max(best, middle) > 0.75, (mode, faults.times)
 
 
 def test_nothing_is_lost_beside_a_sink_that_raises_and_the_log_says_so(faults: Faults) -> None:
