@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
 from sched_profiler import BatchRecord
+
+if os.environ.get("PROCESSES_WITHOUT_COVERAGE"):
+    # What coverage tells the processes that the tests start.
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 # A machine that is busy is slow now and then: no test may fail of that.
 settings.register_profile("patient", deadline=None)
