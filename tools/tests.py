@@ -38,8 +38,7 @@ def main(arguments: list[str]) -> int:
             f"tests: those without an engine, and some with one, run beside these, into {LOG}",
             flush=True,
         )
-        # An engine takes half as long again under coverage; what is covered by the engines beside is
-        # enough.
+        # Under coverage an engine takes half as long again; what those beside cover is enough.
         engines = subprocess.run(
             command("vllm and not aside", arguments),
             env=os.environ | {"PROCESSES_WITHOUT_COVERAGE": "1"},
