@@ -741,15 +741,18 @@ generated_of(PyObject *client, int has_drafts)
 static Py_ssize_t
 generated_in(PyObject *returned, int has_drafts)
 {
-    PyObject *clients = PyMapping_Values(returned);
-    if (clients == NULL)
+    PyObject *client;
+    Py_ssize_t place = 0, sum = 0;
+    if (!PyDict_Check(returned)) {
+        PyErr_SetString(PyExc_TypeError, "update_from_output returned no dict");
         return -1;
-    Py_ssize_t sum = 0;
-    for (Py_ssize_t i = 0; sum >= 0 && i < PyList_GET_SIZE(clients); i++) {
-        Py_ssize_t tokens = generated_of(PyList_GET_ITEM(clients, i), has_drafts);
+    }
+    while (sum >= 0 && PyDict_Next(returned, &place, NULL, &client)) {
+        Py_INCREF(client);
+        Py_ssize_t tokens = generated_of(client, has_drafts);
+        Py_DECREF(client);
         sum = tokens < 0 ? -1 : sum + tokens;
     }
-    Py_DECREF(clients);
     return sum;
 }
 
@@ -759,20 +762,19 @@ ready_of(Hook *self, Time taken, Time submitted, PyObject *model_output)
 {
     if (!self->has_workers)
         return taken;
-    PyObject *stamp, *clock, *said;
+    PyObject *stamp;
     if (PyObject_GetOptionalAttr(model_output, self->stamp_name, &stamp) < 0)
         return NO_TIME;
     int is_there = stamp == NULL ? 0 : PyObject_IsTrue(stamp);
     Time ready = is_there < 0 ? NO_TIME : taken;
-    if (is_there > 0) {
-        int is_same_clock = -1;
-        if (PyArg_ParseTuple(stamp, "UO", &clock, &said))
-            is_same_clock = PyUnicode_Compare(clock, self->stamp_clock) == 0;
-        if (is_same_clock < 0 || PyErr_Occurred())
-            ready = NO_TIME;
-        else if (is_same_clock)
-            ready = as_time(Py_NewRef(said));
-    }
+    if (is_there > 0
+        && (!PyTuple_Check(stamp) || PyTuple_GET_SIZE(stamp) != 2
+            || !PyUnicode_Check(PyTuple_GET_ITEM(stamp, 0)))) {
+        PyErr_SetString(PyExc_TypeError, "a stamp is a clock and ns");
+        ready = NO_TIME;
+    } else if (is_there > 0
+               && PyUnicode_Compare(PyTuple_GET_ITEM(stamp, 0), self->stamp_clock) == 0)
+        ready = as_time(Py_NewRef(PyTuple_GET_ITEM(stamp, 1)));
     Py_XDECREF(stamp);
     if (is_there <= 0 || ready == NO_TIME)
         return ready;
