@@ -248,14 +248,12 @@ class BatchProfiler:
         fields = self._contents_of(scheduled[_NUM_OWN:], measurement[_NUM_TIMES + 1 :])
         if self._check_records:
             fields = converted(fields)
+        fields |= self._constants
+        fields["num_dropped_records"] = num_dropped
         fields["kv_cache_usage"] = round(fields["kv_cache_usage"], 6)
-        record = BatchRecord(
-            **_timing(measurement[:_NUM_TIMES], scheduled[:_NUM_OWN], epoch_ns),
-            **_chunks(fields.pop("prefill_chunk_sizes"), fields.pop("decode_chunk_sizes")),
-            **self._constants,
-            num_dropped_records=num_dropped,
-            **fields,
-        )
+        _add_timing(fields, measurement, scheduled, epoch_ns)
+        _add_chunks(fields)
+        record = BatchRecord(**fields)
         if self._check_records:
             record.check()
         # A batch was measured: what fails to measure others does not fail all the time.
@@ -371,20 +369,19 @@ def _ms(nanoseconds: int) -> float:
     return round(nanoseconds / _NS_PER_MS, 3)
 
 
-def _timing(times: tuple[Any, ...], scheduled: tuple[Any, ...], epoch_ns: int) -> dict[str, Any]:
-    """Return the identity and the times of a batch; see "Exact meanings" in the docs."""
-    batch_id, previous, result, taken, updated = times
-    began, ended, submitted, num_inflight = scheduled
-    fields: dict[str, Any] = {
-        "batch_id": batch_id,
-        "timestamp": (epoch_ns + began) / 1e9,
-        "schedule_duration_ms": _ms(ended - began),
-        "num_inflight_batches": num_inflight,
-        "model_run_duration_ms": None,
-        "total_step_duration_ms": None,
-    }
+def _add_timing(
+    fields: dict[str, Any], times: tuple[Any, ...], scheduled: tuple[Any, ...], epoch_ns: int
+) -> None:
+    """Add the identity and the times of a batch; see "Exact meanings" in the docs."""
+    batch_id, previous, result, taken, updated = times[:_NUM_TIMES]
+    began, ended, submitted, num_inflight = scheduled[:_NUM_OWN]
+    fields["batch_id"] = batch_id
+    fields["timestamp"] = (epoch_ns + began) / 1e9
+    fields["schedule_duration_ms"] = _ms(ended - began)
+    fields["num_inflight_batches"] = num_inflight
     if result is None:
-        return fields
+        fields["model_run_duration_ms"] = fields["total_step_duration_ms"] = None
+        return
     started = submitted if previous is None else max(submitted, previous)
     fields["model_run_duration_ms"] = _ms(result - started)
     fields["total_step_duration_ms"] = _ms(result - began)
@@ -392,23 +389,19 @@ def _timing(times: tuple[Any, ...], scheduled: tuple[Any, ...], epoch_ns: int) -
     fields["idle_duration_ms"] = _ms(started - (began if previous is None else previous))
     if taken is not None and updated is not None:
         fields["update_duration_ms"] = _ms(updated - taken)
-    return fields
 
 
-def _chunks(prefill: list[int], decode: list[int]) -> dict[str, Any]:
-    """Return what follows from the chunk lists."""
+def _add_chunks(fields: dict[str, Any]) -> None:
+    """Add what follows from the chunk lists."""
+    prefill, decode = fields["prefill_chunk_sizes"], fields["decode_chunk_sizes"]
     average, largest, smallest = chunk_statistics(prefill)
     num_prefill_tokens, num_decode_tokens = sum(prefill), sum(decode)
-    return {
-        "num_prefill_reqs": len(prefill),
-        "num_decode_reqs": len(decode),
-        "num_prefill_tokens": num_prefill_tokens,
-        "num_decode_tokens": num_decode_tokens,
-        "total_scheduled_tokens": num_prefill_tokens + num_decode_tokens,
-        "prefill_chunk_sizes": prefill,
-        "decode_chunk_sizes": decode,
-        "avg_prefill_chunk_size": average,
-        "max_prefill_chunk_size": largest,
-        "min_prefill_chunk_size": smallest,
-        "avg_decode_chunk_size": mean_chunk(num_decode_tokens, len(decode)),
-    }
+    fields["num_prefill_reqs"] = len(prefill)
+    fields["num_decode_reqs"] = len(decode)
+    fields["num_prefill_tokens"] = num_prefill_tokens
+    fields["num_decode_tokens"] = num_decode_tokens
+    fields["total_scheduled_tokens"] = num_prefill_tokens + num_decode_tokens
+    fields["avg_prefill_chunk_size"] = average
+    fields["max_prefill_chunk_size"] = largest
+    fields["min_prefill_chunk_size"] = smallest
+    fields["avg_decode_chunk_size"] = mean_chunk(num_decode_tokens, len(decode))
