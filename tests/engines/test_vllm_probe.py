@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import random
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -24,12 +25,14 @@ from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, MemorySink
 from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_stamp import CLOCK, STAMP
+from sched_profiler.messages import logger
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("every_hook")]
 
 OURS = str(Path(sched_profiler.__file__).parent / "*")
+NUM_STEPS = 6000
 # `make soak` asks for a million.
-NUM_STEPS = int(os.environ.get("SCHED_PROFILER_SOAK_STEPS", "6000"))
+NUM_SOAK_STEPS = int(os.environ.get("SCHED_PROFILER_SOAK_STEPS", "12000"))
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +130,18 @@ def memory_of_ours() -> int:
     return sum(trace.size for trace in ours.traces)
 
 
+def resident_kib() -> int:
+    """Return what this process holds in memory."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 10
+
+
 def num_requests_alive() -> int:
     """Return how many requests anybody in this process still keeps."""
     gc.collect()
     return sum(type(thing) is Request for thing in gc.get_objects())
 
 
-@pytest.mark.timeout(7200)
 def test_memory_is_flat_over_a_long_life(tiny: Path, tmp_path: Path) -> None:
     """Finished, aborted, preempted and silent requests leave nothing behind."""
     log = tmp_path / "log.jsonl"
@@ -157,6 +165,31 @@ def test_memory_is_flat_over_a_long_life(tiny: Path, tmp_path: Path) -> None:
     # What is there of the requests that are alive differs by a little.
     assert max(sizes[1:]) < sizes[0] + 20_000, sizes
     assert num_requests_alive() - before == len(life.scheduler.requests)
+
+
+@pytest.mark.timeout(7200)
+def test_a_process_does_not_grow(tiny: Path, tmp_path: Path) -> None:
+    """Neither what Python has handed out nor what the process holds, whoever allocated it."""
+    log = tmp_path / "log.jsonl"
+    life = Life(tiny, JsonlSink(log))
+    blocks, resident = [], []
+    for number in range(NUM_SOAK_STEPS):
+        life.step()
+        if number % 500 == 0:
+            life.profiler.flush()
+        if number % (NUM_SOAK_STEPS // 12) == NUM_SOAK_STEPS // 12 - 1:
+            life.profiler.flush()
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+            resident.append(resident_kib())
+            log.unlink()
+            log.touch()
+    assert life.profiler.close()
+    assert life.profiler.num_dropped_records == 0
+    logger.info("%d steps: blocks %s, resident KiB %s", NUM_SOAK_STEPS, blocks, resident)
+    # The requests that are alive differ by some hundred blocks; a sixth is for warming up.
+    assert max(blocks[2:]) < min(blocks[:2]) + 3000, blocks
+    assert max(resident[2:]) < resident[1] + 8 * 1024, resident
 
 
 def test_a_queue_that_grows_holds_no_number_per_request(tiny: Path) -> None:
