@@ -1,7 +1,9 @@
-"""How many records a second the file sink takes, and whether its memory stays flat meanwhile.
+"""How many batches a second reach the file, and whether memory stays flat meanwhile.
 
-Records are paced; one process writes through the whole profiler, rotates, compresses and keeps a
-limit. `python bench/delivery_rate.py --rate 50000 --seconds 30 --compress zstd`
+`make bench` runs it. A thread hands over measurements as vLLM's probe leaves them, many times as
+fast as any engine; the writer makes records of them, writes, rotates and compresses in
+the same process. What it cannot keep up with is given up and counted: at the end what was
+written and what was counted are together what was handed over.
 """
 
 from __future__ import annotations
@@ -12,36 +14,17 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from sched_profiler import BatchRecord, JsonlSink, Rotation, chunk_statistics
+from writer_cost import measurement
 
+from sched_profiler import BatchProfiler, JsonlSink, Rotation
+from sched_profiler.engines.vllm_contents import contents_of
+from sched_profiler.verify import verify
 
-def record(number: int) -> BatchRecord:
-    """Return a batch of 20 decodes and a prefill chunk."""
-    prefill, decode = [64], [1] * 20
-    average, largest, smallest = chunk_statistics(prefill)
-    return BatchRecord(
-        batch_id=number,
-        timestamp=1_700_000_000.25 + number * 2e-5,
-        schedule_duration_ms=0.5,
-        model_run_duration_ms=10.0,
-        total_step_duration_ms=10.5,
-        num_prefill_reqs=1,
-        num_decode_reqs=20,
-        total_scheduled_tokens=84,
-        prefill_chunk_sizes=prefill,
-        decode_chunk_sizes=decode,
-        avg_prefill_chunk_size=average,
-        max_prefill_chunk_size=largest,
-        min_prefill_chunk_size=smallest,
-        avg_decode_chunk_size=1.0,
-        num_waiting_reqs=4,
-        num_running_reqs=21,
-        kv_cache_usage=0.25,
-        schema_version=1,
-        run_id="0123456789ab",
-        dp_rank=0,
-    )
+_NUM_RUNNING = 64
+_TICK_S = 0.01
 
 
 def resident_mib() -> float:
@@ -50,48 +33,62 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def main() -> None:
-    """Write at the rate asked for, and print what was reached."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=int, default=50_000, help="records a second")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--compress", choices=["none", "gzip", "zstd"], default="gzip")
-    options = parser.parse_args()
-    rotation = Rotation(
-        part_bytes=32 << 20,
-        keep_bytes=256 << 20,
-        compress=None if options.compress == "none" else options.compress,
+def deliver(rate: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """Hand over `rate` batches a second for so long; return what became of them."""
+    pool = SimpleNamespace(num_gpu_blocks=10_001)
+    scheduler = SimpleNamespace(kv_cache_manager=SimpleNamespace(block_pool=pool))
+    rotation = Rotation(part_bytes=32 << 20, compress="gzip")
+    profiler = BatchProfiler(
+        JsonlSink(folder / "log.jsonl", rotation=rotation), contents_of=contents_of(scheduler)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        sink = JsonlSink(Path(folder) / "log.jsonl", rotation=rotation)
-        began, written, memory = time.monotonic(), 0, []
-        while (elapsed := time.monotonic() - began) < options.seconds:
-            due = int(elapsed * options.rate)
-            for number in range(written, due):
-                sink.write(record(number))
-            sink.flush()
-            written = due
-            if len(memory) < elapsed:
-                memory.append(round(resident_mib(), 1))
-            time.sleep(0.01)  # as the writer polls
-        took = time.monotonic() - began
-        cpu = time.process_time()
-        sink.close()
-        disk = sum(path.stat().st_size for path in Path(folder).iterdir()) >> 20
+    scheduled = measurement(0, _NUM_RUNNING)[1:]
+    memory, handed_over = [], 0
+    began = time.monotonic()
+    while (elapsed := time.monotonic() - began) < seconds:
+        for number in range(handed_over, int(elapsed * rate)):
+            profiler.writer.put((number, *scheduled))
+        handed_over = int(elapsed * rate)
+        if len(memory) < elapsed:
+            memory.append(resident_mib())
+        time.sleep(_TICK_S)
+    took = time.monotonic() - began
+    profiler.close(timeout=60)
+    # Counted in the files.
+    (run,) = verify(folder).runs
     half = memory[len(memory) // 2 :]
-    print(
-        json.dumps(
-            {
-                "rate_asked": options.rate,
-                "rate_reached": round(written / took),
-                "compress": options.compress,
-                "memory_mib_after_1_s": memory[1],
-                "memory_mib_second_half_min_max": [min(half), max(half)],
-                "cpu_share": round(cpu / took, 2),
-                "disk_mib_at_end": disk,
-            }
+    return {
+        "rate": rate,
+        "seconds": round(took, 1),
+        "handed_over": handed_over,
+        "written": run.num_records,
+        "dropped": run.num_dropped,
+        "unexplained": run.num_unexplained,
+        "written_per_s": round(run.num_records / took),
+        "memory_mib_after_a_tenth": round(memory[len(memory) // 10], 1),
+        "memory_mib_in_the_second_half": [round(min(half), 1), round(max(half), 1)],
+    }
+
+
+def main() -> None:
+    """Measure at several rates and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rates", type=int, nargs="*", default=[10_000, 50_000])
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for rate in arguments.rates:
+        with tempfile.TemporaryDirectory() as folder:
+            row = deliver(rate, arguments.seconds, Path(folder))
+        rows.append(row)
+        print(
+            f"{rate:>6} batches/s for {row['seconds']} s: {row['written']} written"
+            f" ({row['written_per_s']}/s) and {row['dropped']} counted as lost of"
+            f" {row['handed_over']}; memory {row['memory_mib_after_a_tenth']} MiB after a tenth,"
+            f" {row['memory_mib_in_the_second_half']} in the second half"
         )
-    )
+    (arguments.out / "delivery_rate.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

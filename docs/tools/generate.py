@@ -134,6 +134,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
+    "delivery rate": measured.delivery_rate,
     "end to end": measured.end_to_end,
     "findings recall": measured.findings_recall,
     "findings precision": measured.findings_precision,

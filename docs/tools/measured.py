@@ -115,6 +115,27 @@ def writer_share() -> str:
     return _table([*header, "with the hook", "and the writer", "block to block"], rows)
 
 
+def delivery_rate() -> str:
+    """Return what became of batches that came faster than any engine makes them."""
+    rows = [
+        [
+            f"{row['rate']:,}",
+            f"{row['handed_over']:,}",
+            f"{row['written']:,}",
+            f"{row['dropped']:,}",
+            str(row["unexplained"]),
+            f"{row['memory_mib_after_a_tenth']:.0f}",
+            "{:.0f} to {:.0f}".format(*row["memory_mib_in_the_second_half"]),
+        ]
+        for row in _load("delivery_rate")
+    ]
+    header = ["batches/s", "handed over", "written", "counted as dropped", "unexplained"]
+    return _table(
+        [*header, "MiB after a tenth of the time", "MiB in the second half"],
+        rows,
+    )
+
+
 def end_to_end() -> str:
     """Return the ratios of throughput, with their intervals."""
     rows = []
