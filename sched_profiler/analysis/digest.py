@@ -138,7 +138,8 @@ class Digest:
     max_waiting_reqs: float = -np.inf
     max_kv_cache_usage: float = -np.inf
     token_budgets: Sketch = attrs.field(factory=Sketch)
-    outline: Outline = attrs.field(factory=Outline)
+    _outline: Outline | None = attrs.field(factory=Outline)
+    """None if no chart is wanted."""
     num_duplicates: int | None = None
     num_skipped_lines: int | None = None
     num_half_written_lines: int | None = None
@@ -161,6 +162,17 @@ class Digest:
     def ordered_runs(self) -> list[Run]:
         """All runs in the order of their first batch: the numbers that `load` gives them."""
         return sorted(self.runs, key=lambda run: run.start)
+
+    @property
+    def outline(self) -> Outline:
+        """What charts show.
+
+        Raises:
+            SchedProfilerError: if the log was scanned without it.
+        """
+        if self._outline is None:
+            raise SchedProfilerError("this digest has no charts; scan the log with charts=True")
+        return self._outline
 
     @property
     def num_sampled(self) -> int:
@@ -271,7 +283,10 @@ class Digest:
         self.max_waiting_reqs = max(self.max_waiting_reqs, later.max_waiting_reqs)
         self.max_kv_cache_usage = max(self.max_kv_cache_usage, later.max_kv_cache_usage)
         self.token_budgets.merge(later.token_budgets)
-        self.outline.merge(later.outline)
+        if self._outline is None or later._outline is None:
+            self._outline = None
+        else:
+            self._outline.merge(later._outline)
         for name in ("num_duplicates", "num_skipped_lines", "num_half_written_lines"):
             known = [n for n in (getattr(self, name), getattr(later, name)) if n is not None]
             setattr(self, name, sum(known) if known else None)
@@ -344,7 +359,8 @@ class Digest:
         self.max_waiting_reqs = max(self.max_waiting_reqs, _max(columns["num_waiting_reqs"]))
         self.max_kv_cache_usage = max(self.max_kv_cache_usage, _max(columns["kv_cache_usage"]))
         self.token_budgets.add(_known(columns["token_budget"]))
-        self.outline.add(columns)
+        if self._outline is not None:
+            self._outline.add(columns)
 
 
 _RATIOS = (

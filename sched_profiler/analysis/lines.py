@@ -199,8 +199,8 @@ def _plan_field(plan: _Plan, name: str, piece: pl.Expr, end: str) -> None:
     is_null = text == "null" if name in NULLABLE else pl.lit(False)  # noqa: FBT003 - a value
     if kind == pl.Int64:
         plan.values.append(text.cast(pl.Int64, strict=False).alias(f"value {name}"))
-        # The cast takes leading zeros and signs.
-        is_plain = ((text >= "1") & (text < ":")) | (text == "0")
+        # The cast takes leading zeros and signs, both of which come before "1".
+        is_plain = (text >= "1") | (text == "0")
         ok = value.is_not_null() & is_plain
         if name == "schema_version":
             ok &= value <= SCHEMA_VERSION

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from sched_profiler.analysis.ahead import ahead
 from sched_profiler.analysis.lines import parse
 from sched_profiler.log_files import is_parquet
-from sched_profiler.reader import read_blocks
+from sched_profiler.reader import Tally, read_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sched_profiler.log_files import LogFile
-    from sched_profiler.reader import Span, Tally
+    from sched_profiler.reader import Span
 
 __all__ = ["read_rows"]
 
@@ -50,5 +51,9 @@ def read_rows(
             assert isinstance(rows, pl.DataFrame)  # noqa: S101 - a table becomes nothing else
             yield rows
         return
-    for block in read_blocks(file, tally, span, block_bytes=_BLOCK_BYTES):
-        yield parse(block, tally, columns, skip_invalid=skip_invalid)
+    of_lines = Tally()
+    for block in ahead(read_blocks(file, tally, span, block_bytes=_BLOCK_BYTES)):
+        yield parse(block, of_lines, columns, skip_invalid=skip_invalid)
+    # Now that the other thread no longer counts in it.
+    tally.num_skipped_lines += of_lines.num_skipped_lines
+    tally.num_half_written_lines += of_lines.num_half_written_lines

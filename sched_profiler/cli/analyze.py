@@ -54,7 +54,12 @@ def _run(options: argparse.Namespace) -> bool:
         )
     with progress("reading") as advance:
         if options.dask is None:
-            digest = scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
+            digest = scan(
+                *options.logs,
+                skip_invalid=options.skip_invalid,
+                charts=options.out is not None,
+                progress=advance,
+            )
         else:
             digest = _scan_on(options, advance)
     summary = summarize(digest)

@@ -17,12 +17,23 @@ from hypothesis import strategies as st
 from synthetic import batch, records, seed_record, write_log
 
 from sched_profiler import reader
-from sched_profiler.analysis import Digest, Summary, convert, load, outline, scan, sketch, summarize
+from sched_profiler.analysis import (
+    Digest,
+    Summary,
+    convert,
+    find_anomalies,
+    load,
+    outline,
+    plot_overview,
+    scan,
+    sketch,
+    summarize,
+)
 from sched_profiler.analysis import rows as rows_module
 from sched_profiler.analysis.digest import COLUMNS, OverlapError
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.codec import encode
-from sched_profiler.errors import LogError
+from sched_profiler.errors import LogError, SchedProfilerError
 from sched_profiler.log_files import find_logs
 from sched_profiler.reader import Span, Tally, read_blocks
 
@@ -242,6 +253,18 @@ def test_every_format_gives_the_same_summary_and_charts(
     assert_same(summarize(digest), summarize(expected))
     assert_same_charts(digest, expected)
     assert len(load(out)) == len(load(log))
+
+
+def test_without_charts_all_else_is_the_same(log: Path) -> None:
+    """And whoever draws one after all is told what to do; so of what it is merged with."""
+    whole, without = scan(log), scan(log, charts=False)
+    assert summarize(without) == summarize(whole)
+    assert find_anomalies(without) == find_anomalies(whole)
+    merged = Digest()
+    merged.merge(without)
+    for digest in (without, merged):
+        with pytest.raises(SchedProfilerError, match="charts=True"):
+            plot_overview(digest)
 
 
 def test_progress_is_told_what_is_read_and_what_there_is(log: Path) -> None:
