@@ -65,6 +65,12 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/tuning_check.py
 	$(BIN)/python bench/analysis_rate.py
 
+.PHONY: faults
+faults: export PYTHONPATH := bench:examples:tests:tests/engines
+faults: export VLLM_LOGGING_LEVEL := ERROR
+faults: $(READY) ## Measure throughput while each fault of delivery lasts; wants a quiet machine, a quarter of an hour
+	$(BIN)/python bench/faults_in_pairs.py
+
 .PHONY: fuzz
 fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
 	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \

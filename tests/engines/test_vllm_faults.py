@@ -17,10 +17,10 @@ from typing import Any
 
 import attrs
 import pytest
+from faulty import plug_in
 from machine import lacks, mounted
 
 from sched_profiler.reader import read_records
-from sched_profiler.sinks.registry import GROUP
 from sched_profiler.verify import Report, RunReport, verify
 
 pytestmark = pytest.mark.vllm
@@ -38,12 +38,7 @@ PLANTED = (
 @contextmanager
 def faulty(model: Path, folder: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
     """Run `faulty.py` with its plug-in installed; it is killed at the end of the block."""
-    info = folder / "site" / "faulty-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        f"[{GROUP}]\nraising = faulty:raising\nhanging = faulty:hanging\nslow = faulty:slow\n"
-    )
+    plug_in(folder / "site")
     environ = {
         "VLLM_ENABLE_SCHEDULER_PROFILING": str(mode == "workers"),
         "VLLM_SCHEDULER_PROFILING_LOG": str(folder / "log.jsonl"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import random
+import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -11,10 +15,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from machine import lacks
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_server import ROOT, dashboard_queries, is_installed, prometheus
 
-from sched_profiler import Sink
+from sched_profiler import JsonlSink, Sink, TeeSink
+from sched_profiler.reader import read_records
 from sched_profiler.sinks.metrics import METRICS
 from sched_profiler.sinks.prometheus import PrometheusSink
 from sched_profiler.testing import SinkContract, make_record
@@ -279,3 +286,69 @@ def test_names_and_units_are_what_prometheus_recommends() -> None:
         assert ("_duration" not in family.name) or "_duration_seconds" in family.name
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == {"dp_rank"}
+
+
+def test_a_real_server_scrapes_the_port_and_tells_what_the_log_tells(tmp_path: Path) -> None:
+    """Counts, sums, buckets, a percentile and gauges; with the configuration of the page."""
+    if not is_installed():
+        lacks("there is no Prometheus on this machine")
+    page = (ROOT / "docs/how-to/see-it-in-grafana.md").read_text(encoding="utf-8")
+    scrape, rules = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "rules.yml").write_text(rules, encoding="utf-8")
+    port, log, name = (
+        free_port(),
+        tmp_path / "log.jsonl",
+        "sched_profiler_schedule_duration_seconds",
+    )
+    scrape = scrape.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace(" 10s", " 100ms")
+    draw = random.Random(1)
+    sink = TeeSink(JsonlSink(log), PrometheusSink(port=port, registry=CollectorRegistry()))
+
+    def write(first: int, last: int) -> None:
+        for number in range(first, last):
+            sink.write(
+                make_record(
+                    number,
+                    prefill=[draw.randrange(1, 500)] * draw.randrange(3),
+                    dp_rank=0,
+                    schedule_duration_ms=round(draw.lognormvariate(-1, 1), 3),
+                    queue_duration_ms=0.25,
+                    update_duration_ms=0.5,
+                    idle_duration_ms=1.5,
+                    token_budget=8192,
+                    num_inflight_batches=1,
+                    num_dropped_records=7,
+                )
+            )
+        sink.flush()
+
+    with prometheus(tmp_path, f"rule_files: [rules.yml]\n{scrape}") as server:
+        write(0, 100)
+        server.wait_for(f"{name}_count == 100")
+        write(100, 1000)
+        server.wait_for(f"{name}_count == 1000")
+        records = list(read_records(log))
+        seconds = sorted(record.schedule_duration_ms / 1000 for record in records)
+        assert server.value(f"{name}_count") == len(seconds)
+        assert server.value(f"{name}_sum") == pytest.approx(sum(seconds))
+        for labels, value in (buckets := server.query(f"{name}_bucket")):
+            assert labels["job"] == "vllm"
+            assert value == bisect.bisect_right(seconds, float(labels["le"]))
+        bounds = sorted(float(labels["le"]) for labels, _ in buckets)
+        median = server.value(f"histogram_quantile(0.5, sum by (le) ({name}_bucket))")
+        place = bisect.bisect_left(bounds, statistics.median(seconds))
+        assert bounds[place - 1] <= median <= bounds[place]
+        tokens = sum(sum(record.prefill_chunk_sizes) for record in records)
+        assert server.value("sched_profiler_batch_prefill_tokens_sum") == tokens > 0
+        for gauge, number in (("token_budget", 8192), ("inflight_batches", 1)):
+            assert server.value(f"sched_profiler_{gauge}") == number
+        assert server.value("sched_profiler_dropped_records") == 7
+        for query in dashboard_queries():
+            # What a panel shows is a number: no division by nothing.
+            assert server.value(query) >= 0, query
+        assert server.ask("label/dp_rank/values") == ["0"]
+        (group,) = server.ask("rules")["groups"]
+        assert [rule["name"] for rule in group["rules"]] == re.findall(r"alert: (\w+)", rules)
+        for rule in group["rules"]:
+            assert server.query(rule["query"]) == [], "nothing is wrong"
+    sink.close()
