@@ -50,22 +50,79 @@ def trace_beside(log: Path, *requests: RequestRecord) -> None:
     log.with_suffix(".requests.jsonl").write_bytes(b"".join(lines))
 
 
-@pytest.mark.parametrize("command", ["tune", "capacity"])
-def test_without_a_manifest_it_is_said_what_is_missing(
-    tmp_path: Path, capsys: Capture, command: str
-) -> None:
+def test_tune_without_a_manifest_says_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
     """The limits of the scheduler are in it."""
     log = write_log(tmp_path / "log.jsonl", records(30))
-    assert "no run manifest (*.run.json) beside the logs" in failure(capsys, command, log)
+    assert "no run manifest (*.run.json) beside the logs" in failure(capsys, "tune", log)
 
 
-@pytest.mark.parametrize("command", ["tune", "capacity"])
-def test_a_manifest_that_lacks_a_limit_is_an_error(
-    tmp_path: Path, capsys: Capture, command: str
+def test_tune_with_a_manifest_that_lacks_a_limit_is_an_error(
+    tmp_path: Path, capsys: Capture
 ) -> None:
     """By its name."""
     log = log_in(tmp_path, 30, max_model_len=None)
-    assert "manifest of run r1 does not tell max_model_len" in failure(capsys, command, log)
+    assert "manifest of run r1 does not tell max_model_len" in failure(capsys, "tune", log)
+
+
+def test_capacity_names_the_settings_that_a_replay_lacks(tmp_path: Path, capsys: Capture) -> None:
+    """And the options that give them; what the log tells is not asked for."""
+    log = log_in(tmp_path, 30)
+    trace_beside(log, attrs.evolve(RECORD, run_id="r1"))
+    (manifest,) = tmp_path.glob("*.run.json")
+    manifest.unlink()
+    message = failure(capsys, "capacity", log, "--num-blocks", "100")
+    assert "tells max_num_seqs, block_size of run r1" in message
+    assert "give --max-num-seqs N --block-size N" in message
+
+
+def test_capacity_with_a_manifest_that_lacks_a_setting_asks_for_that_one(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """And for no other."""
+    log = log_in(tmp_path, 30, num_blocks=None)
+    trace_beside(log, attrs.evolve(RECORD, run_id="r1"))
+    assert failure(capsys, "capacity", log).rstrip().endswith("give --num-blocks N")
+
+
+def test_with_the_options_a_replay_needs_no_manifest(tmp_path: Path, capsys: Capture) -> None:
+    """Then it goes on to what comes next, here a fit that lacks batches."""
+    log = log_in(tmp_path, 30)
+    trace_beside(log, attrs.evolve(RECORD, run_id="r1"))
+    (manifest,) = tmp_path.glob("*.run.json")
+    manifest.unlink()
+    options = ("--max-num-seqs", "64", "--block-size", "16", "--num-blocks", "7500")
+    assert "a fit needs 100" in failure(capsys, "capacity", log, *options)
+
+
+def test_an_estimate_needs_no_manifest(tmp_path: Path, capsys: Capture) -> None:
+    """Without max_num_seqs it lacks the rate at which that is reached, and says so."""
+    log = log_in(tmp_path)
+    assert main(["capacity", str(log), "--json"]) == 0
+    with_manifest = json.loads(capsys.readouterr().out)
+    assert with_manifest["assumed"] == []
+    (manifest,) = tmp_path.glob("*.run.json")
+    manifest.unlink()
+    assert main(["capacity", str(log), "--json"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert without["seats_requests_per_s"] is None
+    assert "give --max-num-seqs N" in without["assumed"][0]
+    assert main(["capacity", str(log), "--json", "--max-num-seqs", "64"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("assumed") == ["max_num_seqs=64: as it was given."]
+    assert told == {name: value for name, value in with_manifest.items() if name != "assumed"}
+    assert main(["capacity", str(log), "--max-num-seqs", "64"]) == 0
+    assert "Assumed: max_num_seqs=64: as it was given." in capsys.readouterr().out
+
+
+def test_an_option_goes_before_the_manifest(tmp_path: Path, capsys: Capture) -> None:
+    """And both are told."""
+    log = log_in(tmp_path)
+    assert main(["capacity", str(log), "--json"]) == 0
+    recorded = json.loads(capsys.readouterr().out)
+    assert main(["capacity", str(log), "--json", "--max-num-seqs", "128"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["assumed"] == ["max_num_seqs=128: as it was given; the run manifest says 64."]
+    assert told["seats_requests_per_s"] == pytest.approx(2 * recorded["seats_requests_per_s"])
 
 
 def test_tune_without_requests_says_how_to_record_them(tmp_path: Path, capsys: Capture) -> None:
@@ -129,6 +186,7 @@ def test_a_damaged_trace_is_an_error_with_its_line(tmp_path: Path, capsys: Captu
         ("tune", "--replays", "1"),
         ("tune", "--requests", "1"),
         ("capacity", "--requests", "x"),
+        ("capacity", "--max-num-seqs", "0"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(

@@ -87,6 +87,8 @@ class Capacity:
     """All that was tried, by rate."""
     unseen: float
     """At saturation: share of the model's time in batches larger than any that was fitted."""
+    assumed: tuple[str, ...] = ()
+    """What was assumed of the engine, because no manifest tells it."""
 
     def to_json(self) -> str:
         """Return all fields as indented JSON; unknown is null."""
@@ -124,7 +126,8 @@ class Capacity:
         table = "\n".join(
             "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
         )
-        return table + "\n\n" + "\n".join(f"- {line}" for line in self.words)
+        words = [*self.words, *(f"Assumed: {what}" for what in self.assumed)]
+        return table + "\n\n" + "\n".join(f"- {line}" for line in words)
 
     @property
     def words(self) -> list[str]:
@@ -177,6 +180,8 @@ class CapacityEstimate:
     """The rate at which as many requests run as `max_num_seqs` allows, by Little's law."""
     kv_requests_per_s: float | None
     """The rate at which the KV cache is full, if it fills in proportion."""
+    assumed: tuple[str, ...] = ()
+    """What was assumed of the engine, because no manifest tells it."""
 
     def to_json(self) -> str:
         """Return all fields as indented JSON; unknown is null."""
@@ -203,6 +208,7 @@ class CapacityEstimate:
                 f"The KV cache would be full at {self.kv_requests_per_s:,.2f} requests/s, if it "
                 "filled in proportion."
             )
+        lines += [f"Assumed: {what}" for what in self.assumed]
         return "\n".join(lines)
 
 
@@ -302,7 +308,8 @@ def estimate_capacity(df: pd.DataFrame, *, max_num_seqs: int | None) -> Capacity
     if np.isnan(new).all() or not np.nansum(new) or not model:
         raise LogError(
             "the log does not tell how many requests were new (num_new_reqs) or how long the model "
-            "ran (model_run_duration_ms); an estimate needs both"
+            "ran (model_run_duration_ms); an estimate needs both. Name the requests with --trace "
+            "for a replay"
         )
     num_reqs = numbers(df, "num_prefill_reqs") + numbers(df, "num_decode_reqs")
     waited = float(idle[num_reqs == np.nan_to_num(new)].sum())

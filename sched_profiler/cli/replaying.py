@@ -11,7 +11,7 @@ import attrs
 from sched_profiler.cli.terminal import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import pandas as pd
 
@@ -73,11 +73,15 @@ def _at_least_two(text: str) -> int:
     return int(text)
 
 
-def read(options: argparse.Namespace) -> Recorded:
+def read(options: argparse.Namespace, told: Mapping[str, int] | None = None) -> Recorded:
     """Read logs, manifests and requests.
 
+    Args:
+        options: of the command.
+        told: settings of the engine; with it, also if it is empty, a manifest may be missing.
+
     Raises:
-        LogError: if one cannot be read, or a manifest is missing or lacks a setting.
+        LogError: if one cannot be read, or if a manifest is needed and missing or lacks a setting.
     """
     from sched_profiler import analysis  # noqa: PLC0415 - an extra
     from sched_profiler.analysis import arrivals  # noqa: PLC0415
@@ -89,7 +93,9 @@ def read(options: argparse.Namespace) -> Recorded:
     with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     manifests = analysis.load_manifests(*options.logs)
-    run = find_run(df, manifests, arrivals.load_requests(*options.logs))
+    run = find_run(
+        df, manifests, arrivals.load_requests(*options.logs), told=told, arrivals=given or ()
+    )
     if given is not None:
         return Recorded(
             df=df,

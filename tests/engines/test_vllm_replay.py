@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from real_vllm import Run
-from test_cli_replay import log_in
+from test_cli_replay import FACTS, log_in
 
 from sched_profiler import BatchRecord, SchedProfilerError
 from sched_profiler.analysis import load, load_manifests
@@ -160,4 +161,13 @@ def test_tune_and_capacity_replay_through_it_from_the_command_line(
     assert "40 requests replayed 2 times" in printed.out
     assert "step times fitted to" in printed.err
     assert main(["capacity", *arguments, "--json"]) == 0
-    assert '"kind": "replay"' in capsys.readouterr().out
+    recorded = json.loads(capsys.readouterr().out)
+    assert recorded["kind"] == "replay"
+    # And the same without a manifest, once the options tell what it told.
+    (manifest,) = tmp_path.glob("*.run.json")
+    manifest.unlink()
+    told = [f"--{name.replace('_', '-')}={value}" for name, value in FACTS.items()]
+    assert main(["capacity", *arguments, *told, "--json"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert len(without.pop("assumed")) > len(recorded.pop("assumed"))
+    assert without == recorded
