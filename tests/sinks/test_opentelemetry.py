@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import socket
 import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -152,6 +154,8 @@ def real_collector(collector: Collector, tmp_path: Path) -> Iterator[str]:
     if package is None or package.origin is None:
         lacks("there is no rotel for this system")
     http, grpc = free_ports(2)
+    # It is linked to Python's library, which is beside a Python that is not the system's.
+    folders = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
     with (tmp_path / "printed").open("wb") as printed:
         process = subprocess.Popen(
             [
@@ -161,11 +165,16 @@ def real_collector(collector: Collector, tmp_path: Path) -> Iterator[str]:
                 *("--exporter", "otlp", "--otlp-exporter-protocol", "http"),
                 *("--otlp-exporter-endpoint", collector.url),
             ],
+            env=os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))},
             stdout=printed,
             stderr=printed,
         )
     try:
-        until(lambda: is_open(http), 60)
+        until(lambda: is_open(http) or process.poll() is not None, 60)
+        said = (tmp_path / "printed").read_text("utf-8")
+        if process.poll() is not None and "error while loading shared libraries" in said:
+            lacks(f"rotel needs a Python that has a shared library: {said}")
+        assert process.poll() is None, said
         yield f"http://127.0.0.1:{http}"
     finally:
         process.kill()
