@@ -135,6 +135,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
     "end to end": measured.end_to_end,
+    "faults": measured.faults,
     "findings recall": measured.findings_recall,
     "findings precision": measured.findings_precision,
     "findings steady": measured.findings_steady,
