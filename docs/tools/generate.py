@@ -136,6 +136,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer share": measured.writer_share,
     "delivery rate": measured.delivery_rate,
     "end to end": measured.end_to_end,
+    "faults": measured.faults,
     "findings recall": measured.findings_recall,
     "findings precision": measured.findings_precision,
     "findings steady": measured.findings_steady,

@@ -1,8 +1,8 @@
 # ruff: noqa: INP001 - a module of the hook beside it, no package
 """Turns what the benchmarks and the matrix measured into tables.
 
-`docs/measured/` holds the files that `make bench` and `make matrix` wrote into `build/`, as they
-are. A page says `<!-- generated: NAME -->`; see `generate.py`.
+`docs/measured/` holds the files that `make bench`, `make faults` and `make matrix` wrote into
+`build/`, as they are. A page says `<!-- generated: NAME -->`; see `generate.py`.
 """
 
 from __future__ import annotations
@@ -146,6 +146,25 @@ def end_to_end() -> str:
             step = f"{found['step_ms']:.1f} ms"
             rows.append([step, name.replace("_", " "), f"{ratio:.4f}", f"{low:.4f} to {high:.4f}"])
     return _table(["a step takes", "throughput", "ratio", "95% interval"], rows)
+
+
+def faults() -> str:
+    """Return a row for each fault: throughput while it lasts, and what is noise."""
+    found = _load("faults")
+    rows = []
+    for row in found["rows"]:
+        ratios = (
+            "{:.3f} ({:.3f} to {:.3f})".format(*row[name])
+            for name in ("on_against_off", "off_against_off")
+        )
+        others = row["rounds_with_other_tokens"]
+        rows.append(
+            [row["fault"], *ratios, f"{row['other_threads']:.1%}", f"{others} of {row['rounds']}"]
+        )
+    header = ["fault", "profiled / unprofiled", "unprofiled / unprofiled", "other threads"]
+    table = _table([*header, "rounds with other tokens"], rows)
+    words = f"{found['cpu']}, load average {found['load_average']:.1f}"
+    return f"{table}\n\nMeasured on: {words}. Other work on the machine widens the intervals."
 
 
 def findings_recall() -> str:

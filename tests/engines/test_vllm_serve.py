@@ -15,7 +15,9 @@ import attrs
 import jsonschema
 import pytest
 from client_load import put_under_load
+from machine import lacks
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_server import dashboard_queries, is_installed, prometheus
 from real_vllm import read
 from vllm_server import Server, serve
 
@@ -105,9 +107,14 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
 
 @attrs.frozen
 class Stopped:
-    """A server that was stopped by SIGTERM while it served, at the time `told`."""
+    """A server that was stopped by SIGTERM while it served, at the time `told`.
+
+    Prometheus was asked the `queries` when the first `num_batches` were all.
+    """
 
     records: list[BatchRecord]
+    num_batches: int
+    queries: dict[str, float]
     metrics: dict[tuple[str, str], float]
     told: float
     printed: str
@@ -130,10 +137,11 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         ThreadPoolExecutor(8) as clients,
         serve(model, log=server_log, environ=environ, flags=FLAGS, module=MODULE) as server,
     ):
+        num_batches, queries = scraped(server, log)
         for _ in range(8):
             clients.submit(server.complete, "a", 1900)
         deadline = time.monotonic() + 60
-        while not log.exists() or log.read_bytes().count(b"\n") < 50:
+        while not log.exists() or log.read_bytes().count(b"\n") < num_batches + 50:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         metrics = scrape(server)
@@ -145,7 +153,31 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         # vLLM's HTTP server would now wait for clients that nobody will answer any more.
         os.killpg(server.process.pid, signal.SIGKILL)
     (records,) = read(log)
-    return Stopped(records, metrics, told, server_log.read_text())
+    return Stopped(records, num_batches, queries, metrics, told, server_log.read_text())
+
+
+def scraped(server: Server, log: Path) -> tuple[int, dict[str, float]]:
+    """Serve a request while Prometheus scrapes; return what the log holds and what it was asked."""
+    name = "sched_profiler_schedule_duration_seconds"
+    if not is_installed():
+        return 0, {}
+    config = f"""
+        global: {{scrape_interval: 200ms}}
+        scrape_configs:
+          - {{job_name: vllm, static_configs: [{{targets: ["127.0.0.1:{server.port}"]}}]}}
+    """
+    with prometheus(log.parent, config) as scraping:
+        # Rates are of what grows from one scrape to another, a batch for each token.
+        for most in (150, 300):
+            server.complete("a", 150)
+            scraping.wait_for(f"{name}_count >= {most}")
+        deadline = time.monotonic() + 60
+        while scraping.value(f"{name}_count") != (num_batches := log.read_bytes().count(b"\n")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        names = (f"{name}_count", f"{name}_sum", "sched_profiler_token_budget")
+        asked = (*names, "vllm:prompt_tokens_total", *dashboard_queries())
+        return num_batches, {query: scraping.value(query) for query in asked}
 
 
 def scrape(server: Server) -> dict[tuple[str, str], float]:
@@ -177,11 +209,25 @@ def test_the_servers_own_metrics_carry_ours(stopped: Stopped) -> None:
     """With PROMETHEUS_MULTIPROC_DIR: those of the batches up to that moment, give or take one."""
     metrics, name = stopped.metrics, "sched_profiler_schedule_duration_seconds"
     num_batches = round(metrics[f"{name}_count", "0"])
-    assert 50 <= num_batches <= len(stopped.records)
+    assert stopped.num_batches + 50 <= num_batches <= len(stopped.records)
     seconds = [record.schedule_duration_ms / 1000 for record in stopped.records]
     least, most = sum(seconds[: num_batches - 1]), sum(seconds[: num_batches + 1])
     assert least - 1e-9 <= metrics[f"{name}_sum", "0"] <= most + 1e-9
-    assert 1 <= metrics["sched_profiler_batch_prefill_tokens_sum", "0"] <= 8
+    # Of prompts of one token: two for Prometheus, and eight clients.
+    assert 1 <= metrics["sched_profiler_batch_prefill_tokens_sum", "0"] <= 10
     assert metrics["sched_profiler_token_budget", "0"] == 256
     # And what vLLM itself tells is there as ever.
     assert metrics["vllm:prompt_tokens_total", ""] >= 1
+
+
+def test_a_real_prometheus_tells_what_the_log_tells(stopped: Stopped) -> None:
+    """It scrapes the server's own endpoint; each panel of the dashboard gets a number."""
+    if not stopped.queries:
+        lacks("there is no Prometheus on this machine")
+    name = "sched_profiler_schedule_duration_seconds"
+    seconds = [r.schedule_duration_ms / 1000 for r in stopped.records[: stopped.num_batches]]
+    assert stopped.queries[f"{name}_count"] == len(seconds) >= 300
+    assert stopped.queries[f"{name}_sum"] == pytest.approx(sum(seconds))
+    assert stopped.queries["sched_profiler_token_budget"] == 256
+    assert stopped.queries["vllm:prompt_tokens_total"] == 2
+    assert {query: value for query, value in stopped.queries.items() if not value >= 0} == {}
