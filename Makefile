@@ -10,6 +10,9 @@ PYTEST_ARGS ?=
 # `make pythons`, such as VERSIONS=3.13; all where none is named.
 VERSIONS ?=
 
+# Python keeps what it compiled: to compile vLLM at every start takes longer than to load a model.
+unexport PYTHONDONTWRITEBYTECODE
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

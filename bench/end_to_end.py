@@ -96,8 +96,8 @@ def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
 
 
 def neighbours(off: list[float]) -> list[tuple[float, float]]:
-    """Return pairs of blocks that ran one after the other, in either order by turns."""
-    pairs = list(zip(off[1::2], off[2::2], strict=False))
+    """Return pairs of blocks that ran one right after the other, in either order by turns."""
+    pairs = list(zip(off[::2], off[1::2], strict=False))
     return [pair if number % 2 else pair[::-1] for number, pair in enumerate(pairs)]
 
 
