@@ -194,21 +194,23 @@ def compare_same_engine() -> str:
     )
 
 
+_TOLD = {
+    "step_ms": "step",
+    "tpot_ms": "per token",
+    "ttft_ms": "first token",
+    "ttft_p95_ms": "first token, P95",
+    "request_ms": "whole answer",
+    "output_tokens_per_s": "tokens/s",
+    "model_busy": "busy",
+}
+
+
 def tuning_check(kind: str) -> str:
     """Return a row for each run that was `predicted` or `replayed`: predicted / measured."""
-    told = {
-        "step_ms": "step",
-        "tpot_ms": "per token",
-        "ttft_ms": "first token",
-        "ttft_p95_ms": "first token, P95",
-        "request_ms": "whole answer",
-        "output_tokens_per_s": "tokens/s",
-        "model_busy": "busy",
-    }
     rows = []
     for one in _load("tuning")[kind]:
         limits = one["limits"]
-        cells = [f"{one['measures'][name]['ratio']:.2f}" for name in told]
+        cells = [f"{one['measures'][name]['ratio']:.2f}" for name in _TOLD]
         busy = f"{one['measures']['model_busy']['measured']:.0%}"
         rows.append(
             [
@@ -220,5 +222,66 @@ def tuning_check(kind: str) -> str:
                 *cells,
             ]
         )
-    header = ["budget", "seqs", "requests/s", "model busy", "machine", *told.values()]
+    header = ["budget", "seqs", "requests/s", "model busy", "machine", *_TOLD.values()]
     return _table(header, rows)
+
+
+def tuning_recommended() -> str:
+    """Return what was recommended, and from where, in words."""
+    found = _load("tuning")["recommendation"]
+    start, far, best = (
+        f"`max_num_batched_tokens={one['budget']}`, `max_num_seqs={one['seqs']}`"
+        for one in (found["start"], found["far"], found["recommended"])
+    )
+    load = found["load"]
+    return (
+        f"Recorded: {start}, and by turns {far}, at {load['rate']:g} requests/s. Recommended: "
+        f"{best}. Served with both by turns: {len(found['blocks'])} times {load['count']} other "
+        "requests."
+    )
+
+
+def tuning_changes() -> str:
+    """Return what the recommended limits change: as `tune` said, replayed, and measured."""
+    rows = [
+        [told, *(_percent(sides[kind]["change"]) for kind in ("stated", "replayed", "measured"))]
+        for name, told, sides in _recommended_measures()
+    ]
+    return _table(["change", "`tune` said", "same requests replayed", "measured"], rows)
+
+
+def tuning_absolutes() -> str:
+    """Return the measures under both limits: as `tune` said and measured."""
+    rows = [
+        [
+            told,
+            *(
+                _figure(name, sides[kind][side])
+                for side in ("start", "recommended")
+                for kind in ("stated", "replayed", "measured")
+            ),
+        ]
+        for name, told, sides in _recommended_measures()
+    ]
+    kinds = ("`tune` said", "replayed", "measured")
+    header = ["", *(f"{side}, {kind}" for side in ("before", "recommended") for kind in kinds)]
+    return _table(header, rows)
+
+
+def _recommended_measures() -> list[tuple[str, str, Any]]:
+    measures = _load("tuning")["recommendation"]["measures"]
+    return [(name, told, measures[name]) for name, told in _TOLD.items()]
+
+
+def _percent(found: dict[str, float]) -> str:
+    value, low, high = (f"{found[part]:+.0%}" for part in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _figure(name: str, found: dict[str, float]) -> str:
+    value, half = found["value"], found["high"] - found["value"]
+    if name == "model_busy":
+        return f"{value:.0%} ±{half:.0%}"
+    places = 0 if value >= 100 else 1  # noqa: PLR2004 - three digits
+    unit = " ms" if name.endswith("_ms") else ""
+    return f"{value:,.{places}f} ±{half:,.{places}f}{unit}"
