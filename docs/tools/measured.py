@@ -227,50 +227,52 @@ def tuning_check(kind: str) -> str:
 
 
 def tuning_recommended() -> str:
-    """Return what was recommended, and from where, in words."""
+    """Return what was recorded and what `tune` said of it."""
     found = _load("tuning")["recommendation"]
-    start, far, best = (
-        f"`max_num_batched_tokens={one['budget']}`, `max_num_seqs={one['seqs']}`"
-        for one in (found["start"], found["far"], found["recommended"])
+    now, far = (
+        f"`max_num_batched_tokens={budget}`, `max_num_seqs={seqs}`"
+        for budget, seqs in (found["start"], found["far"])
     )
     load = found["load"]
+    said = next(line for line in found["stated"]["words"] if line.startswith("Recommended"))
     return (
-        f"Recorded: {start}, and by turns {far}, at {load['rate']:g} requests/s. Recommended: "
-        f"{best}. Served with both by turns: {len(found['blocks'])} times {load['count']} other "
-        "requests."
+        f"Two engines took turns, one with {now}, one with {far}, at {load['rate']:g} requests/s, "
+        f"{load['count']} requests a turn. `tune` said of their logs: “{said}”"
     )
 
 
-def tuning_changes() -> str:
-    """Return what the recommended limits change: as `tune` said, replayed, and measured."""
+def tuning_changes(part: str) -> str:
+    """Return what other limits change: as `tune` said, replayed, and measured."""
     rows = [
         [told, *(_percent(sides[kind]["change"]) for kind in ("stated", "replayed", "measured"))]
-        for name, told, sides in _recommended_measures()
+        for told, sides in _compared(part)
     ]
     return _table(["change", "`tune` said", "same requests replayed", "measured"], rows)
 
 
-def tuning_absolutes() -> str:
-    """Return the measures under both limits: as `tune` said and measured."""
+def tuning_absolutes(part: str) -> str:
+    """Return the measures under both limits, of the same requests: replayed and measured."""
     rows = [
         [
             told,
             *(
-                _figure(name, sides[kind][side])
-                for side in ("start", "recommended")
-                for kind in ("stated", "replayed", "measured")
+                _figure(told, sides[kind][side])
+                for side in ("now", "other")
+                for kind in ("replayed", "measured")
             ),
         ]
-        for name, told, sides in _recommended_measures()
+        for told, sides in _compared(part)
     ]
-    kinds = ("`tune` said", "replayed", "measured")
-    header = ["", *(f"{side}, {kind}" for side in ("before", "recommended") for kind in kinds)]
-    return _table(header, rows)
+    limits = (_load("tuning")["recommendation"][part][side] for side in ("now", "other"))
+    header = [
+        f"{budget}, {seqs}: {kind}" for budget, seqs in limits for kind in ("replayed", "measured")
+    ]
+    return _table(["", *header], rows)
 
 
-def _recommended_measures() -> list[tuple[str, str, Any]]:
-    measures = _load("tuning")["recommendation"]["measures"]
-    return [(name, told, measures[name]) for name, told in _TOLD.items()]
+def _compared(part: str) -> list[tuple[str, Any]]:
+    measures = _load("tuning")["recommendation"][part]["measures"]
+    return [(told, measures[name]) for name, told in _TOLD.items()]
 
 
 def _percent(found: dict[str, float]) -> str:
@@ -278,10 +280,9 @@ def _percent(found: dict[str, float]) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _figure(name: str, found: dict[str, float]) -> str:
-    value, half = found["value"], found["high"] - found["value"]
-    if name == "model_busy":
-        return f"{value:.0%} ±{half:.0%}"
-    places = 0 if value >= 100 else 1  # noqa: PLR2004 - three digits
-    unit = " ms" if name.endswith("_ms") else ""
-    return f"{value:,.{places}f} ±{half:,.{places}f}{unit}"
+def _figure(told: str, found: dict[str, float]) -> str:
+    value, low, high = (
+        f"{found[part]:.0%}" if told == "busy" else f"{found[part]:.3g}"
+        for part in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
