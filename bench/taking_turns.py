@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "Limits", "TurnTaker", "block_of", "measures_of_block", "run_of"]
 
-_SLACK_S = 0.05
-"""Between the clock of the load and that of the log; blocks are much farther apart."""
+_SLACK_S = 0.01
+"""Between the clock of the load and that of the log; a block ends with its last answer."""
 
 
 class Limits(NamedTuple):
@@ -85,13 +85,14 @@ def run_of(log: Path) -> RecordedRun:
     return find_run(load(log), load_manifests(log), load_requests(log))
 
 
-def block_of(run: RecordedRun, block: Block) -> tuple[pd.DataFrame, list[RequestRecord]]:
+def block_of(
+    run: RecordedRun, block: Block, count: int
+) -> tuple[pd.DataFrame, list[RequestRecord]]:
     """Return the batches and the requests of a block."""
-    first, last = block.began - _SLACK_S, block.began + block.seconds + _SLACK_S
-    return (
-        run.df[run.df["timestamp"].between(first, last)],
-        [one for one in run.requests if first <= one.arrival_time <= last],
-    )
+    first, last = block.began - _SLACK_S, block.began + block.seconds
+    later = [one for one in run.requests if one.arrival_time >= first]
+    # Another block of the same engine may follow at once.
+    return run.df[run.df["timestamp"].between(first, last)], later[:count]
 
 
 def measures_of_block(
@@ -102,7 +103,7 @@ def measures_of_block(
     The first token counts from the moment at which a request was to come, and not from the end of
     the step that ran then, where this engine sees it.
     """
-    batches, requests = block_of(run, block)
+    batches, requests = block_of(run, block, count)
     asked = requests_of(block.seed, rate, count)
     if len(requests) != len(asked):
         raise RuntimeError(f"{len(asked)} requests were asked of {run.run_id}: {len(requests)}")
