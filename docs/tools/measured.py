@@ -234,21 +234,23 @@ def compare_same_engine() -> str:
     )
 
 
+_TOLD = {
+    "step_ms": "step",
+    "tpot_ms": "per token",
+    "ttft_ms": "first token",
+    "ttft_p95_ms": "first token, P95",
+    "request_ms": "whole answer",
+    "output_tokens_per_s": "tokens/s",
+    "model_busy": "busy",
+}
+
+
 def tuning_check(kind: str) -> str:
     """Return a row for each run that was `predicted` or `replayed`: predicted / measured."""
-    told = {
-        "step_ms": "step",
-        "tpot_ms": "per token",
-        "ttft_ms": "first token",
-        "ttft_p95_ms": "first token, P95",
-        "request_ms": "whole answer",
-        "output_tokens_per_s": "tokens/s",
-        "model_busy": "busy",
-    }
     rows = []
     for one in _load("tuning")[kind]:
         limits = one["limits"]
-        cells = [f"{one['measures'][name]['ratio']:.2f}" for name in told]
+        cells = [f"{one['measures'][name]['ratio']:.2f}" for name in _TOLD]
         busy = f"{one['measures']['model_busy']['measured']:.0%}"
         rows.append(
             [
@@ -260,5 +262,67 @@ def tuning_check(kind: str) -> str:
                 *cells,
             ]
         )
-    header = ["budget", "seqs", "requests/s", "model busy", "machine", *told.values()]
+    header = ["budget", "seqs", "requests/s", "model busy", "machine", *_TOLD.values()]
     return _table(header, rows)
+
+
+def tuning_recommended() -> str:
+    """Return what was recorded and what `tune` said of it."""
+    found = _load("tuning")["recommendation"]
+    now, far = (
+        f"`max_num_batched_tokens={budget}`, `max_num_seqs={seqs}`"
+        for budget, seqs in (found["start"], found["far"])
+    )
+    load = found["load"]
+    said = next(line for line in found["stated"]["words"] if line.startswith("Recommended"))
+    return (
+        f"Two engines took turns, one with {now}, one with {far}, at {load['rate']:g} requests/s, "
+        f"{load['count']} requests a turn. `tune` said of their logs: “{said}”"
+    )
+
+
+def tuning_changes(part: str) -> str:
+    """Return what other limits change: as `tune` said, replayed, and measured."""
+    rows = [
+        [told, *(_percent(sides[kind]["change"]) for kind in ("stated", "replayed", "measured"))]
+        for told, sides in _compared(part)
+    ]
+    return _table(["change", "`tune` said", "same requests replayed", "measured"], rows)
+
+
+def tuning_absolutes(part: str) -> str:
+    """Return the measures under both limits, of the same requests: replayed and measured."""
+    rows = [
+        [
+            told,
+            *(
+                _figure(told, sides[kind][side])
+                for side in ("now", "other")
+                for kind in ("replayed", "measured")
+            ),
+        ]
+        for told, sides in _compared(part)
+    ]
+    limits = (_load("tuning")["recommendation"][part][side] for side in ("now", "other"))
+    header = [
+        f"{budget}, {seqs}: {kind}" for budget, seqs in limits for kind in ("replayed", "measured")
+    ]
+    return _table(["", *header], rows)
+
+
+def _compared(part: str) -> list[tuple[str, Any]]:
+    measures = _load("tuning")["recommendation"][part]["measures"]
+    return [(told, measures[name]) for name, told in _TOLD.items()]
+
+
+def _percent(found: dict[str, float]) -> str:
+    value, low, high = (f"{found[part]:+.0%}" for part in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _figure(told: str, found: dict[str, float]) -> str:
+    value, low, high = (
+        f"{found[part]:.0%}" if told == "busy" else f"{found[part]:.3g}"
+        for part in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"

@@ -3,10 +3,16 @@
 The model's time is that of the step-time model. What the engine does besides, between a result and
 the next batch, is no part of that model: it is fitted here, from the idle times of batches that did
 not have to wait for a request.
+
+What the fit leaves is taken as the pace of the machine, which changes over time and not by batch: a
+machine that is slow for a while is slow for whatever it then does. So replays under other limits
+meet the same slow moments, and differ in nothing but the limits.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["EngineTime", "Line", "fit_engine_time"]
+__all__ = ["EngineTime", "Line", "Pace", "fit_engine_time"]
 
 _MOST_ERRORS = 20_000
 _FAR = 0.005
@@ -56,13 +62,16 @@ class EngineTime:
     """From a result until the engine schedules again, as long as it has requests."""
     coefficients: Floats
     """A row for each draw of the terms of the model."""
-    model_errors: Floats
-    """Measured / predicted of the model, in the order of the batches."""
-    rest_errors: Floats
+    model_pace: Floats
+    """A row for each batch, in their order: how long the model took, and what the fit says, in ms.
+
+    The farthest ones are cut.
+    """
+    rest_pace: Floats
     """Likewise of `rest`."""
 
     def sampled(self, seed: int) -> SampledTimes:
-        """Return times as they might be: a draw of the fit, and errors like those it left."""
+        """Return times as they might be: a draw of the fit, and a machine as uneven as it was."""
         return SampledTimes(self, seed)
 
     def unseen(self, replays: Sequence[Replay]) -> float:
@@ -82,30 +91,49 @@ class SampledTimes:
     """Step times with the fit's own uncertainty: for one seed always the same."""
 
     def __init__(self, engine: EngineTime, seed: int) -> None:
-        """Draw the coefficients; errors are drawn in stretches, because neighbours are alike."""
+        """Draw the coefficients, and the pace in stretches, because neighbours are alike."""
         self._engine = engine
         random = np.random.default_rng(seed)
         self._coefficients = [
             float(c) for c in engine.coefficients[random.integers(len(engine.coefficients))]
         ]
-        self._model_errors = _stretches(engine.model_errors, random)
-        self._rest_errors = _stretches(engine.rest_errors, random)
-        self._step = 0
+        self._model_pace = Pace(_stretches(engine.model_pace, random))
+        self._rest_pace = Pace(_stretches(engine.rest_pace, random))
 
     def schedule_ms(self, plan: Plan) -> float:
         """Return the time that it took to form a batch."""
         return self._engine.schedule.at(plan.num_reqs)
 
-    def model_ms(self, plan: Plan) -> float:
-        """Return the time that the model takes for it."""
+    def model_ms(self, plan: Plan, now: float) -> float:
+        """Return the time that the model takes for it from a moment on, in s."""
         predicted = sum(c * v for c, v in zip(self._coefficients, plan.terms, strict=True))
-        self._step += 1
-        return predicted * float(self._model_errors[self._step % len(self._model_errors)])
+        return self._model_pace.time_for(predicted, 1e3 * now)
 
-    def rest_ms(self, plan: Plan) -> float:
-        """Return the time from its result until the engine schedules again."""
-        error = float(self._rest_errors[self._step % len(self._rest_errors)])
-        return self._engine.rest.at(plan.num_reqs) * error
+    def rest_ms(self, plan: Plan, now: float) -> float:
+        """Return the time from its result, at a moment in s, until the engine schedules again."""
+        return self._rest_pace.time_for(self._engine.rest.at(plan.num_reqs), 1e3 * now)
+
+
+class Pace:
+    """How fast a machine is over time: what it took against what it should; then all over again."""
+
+    def __init__(self, pace: Floats) -> None:
+        """Take in rows of what something took and of what it should have taken, in ms."""
+        self._took: list[float] = [0.0, *accumulate(pace[:, 0].tolist())]
+        self._done: list[float] = [0.0, *accumulate(pace[:, 1].tolist())]
+
+    def time_for(self, work: float, now: float) -> float:
+        """Return how long so much work takes from now on; all in ms."""
+        at = now % self._took[-1]
+        again, done = divmod(_at(at, self._took, self._done) + work, self._done[-1])
+        return max(0.0, again * self._took[-1] + _at(done, self._done, self._took) - at)
+
+
+def _at(place: float, places: list[float], values: list[float]) -> float:
+    """Return the value at a place on the line through all of them."""
+    after = min(bisect_right(places, place), len(places) - 1)
+    share = (place - places[after - 1]) / (places[after] - places[after - 1])
+    return values[after - 1] + share * (values[after] - values[after - 1])
 
 
 def fit_engine_time(df: pd.DataFrame, *, async_scheduling: bool) -> EngineTime:
@@ -142,9 +170,9 @@ def fit_engine_time(df: pd.DataFrame, *, async_scheduling: bool) -> EngineTime:
         schedule=_line(num_reqs, schedule),
         rest=rest_line,
         coefficients=draw_coefficients(df, seed=0),
-        model_errors=_errors(measured[ran] / predicted[ran]),
-        rest_errors=_errors(
-            rest[known] / np.maximum(rest_line.constant + rest_line.each * num_reqs[known], 1e-9)
+        model_pace=_pace(measured[ran], predicted[ran]),
+        rest_pace=_pace(
+            rest[known], np.maximum(rest_line.constant + rest_line.each * num_reqs[known], 1e-9)
         ),
     )
 
@@ -168,15 +196,18 @@ def _line(num_reqs: Floats, measured: Floats) -> Line:
     return Line(float(constant), float(each))
 
 
-def _errors(errors: Floats) -> Floats:
-    if not len(errors):
-        return np.ones(1)
-    return np.clip(errors[-_MOST_ERRORS:], *np.quantile(errors, [_FAR, 1 - _FAR]))
+def _pace(measured: Floats, predicted: Floats) -> Floats:
+    if not len(measured):
+        return np.ones((1, 2))
+    errors = (measured / predicted)[-_MOST_ERRORS:]
+    predicted = predicted[-_MOST_ERRORS:]
+    errors = np.clip(errors, *np.quantile(errors, [_FAR, 1 - _FAR]))
+    return np.column_stack([errors * predicted, predicted])
 
 
-def _stretches(errors: Floats, random: np.random.Generator) -> Floats:
-    """Return errors in stretches that were drawn anew, with a mean of their own."""
-    length = max(1, min(50, len(errors) // 4))
-    num = max(1, len(errors) // length)
-    starts = random.integers(0, len(errors) - length + 1, size=num)
-    return np.concatenate([errors[start : start + length] for start in starts])
+def _stretches(pace: Floats, random: np.random.Generator) -> Floats:
+    """Return a pace in stretches that were drawn anew, with a mean of their own."""
+    length = max(1, min(50, len(pace) // 4))
+    num = max(1, len(pace) // length)
+    starts = random.integers(0, len(pace) - length + 1, size=num)
+    return np.concatenate([pace[start : start + length] for start in starts])

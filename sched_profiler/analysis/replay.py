@@ -111,12 +111,12 @@ class StepTimes(Protocol):
         """Return the time that it took to form a batch."""
         ...
 
-    def model_ms(self, plan: Plan) -> float:
-        """Return the time that the model takes for it."""
+    def model_ms(self, plan: Plan, now: float) -> float:
+        """Return the time that the model takes for it, from now on: in s, as arrivals are."""
         ...
 
-    def rest_ms(self, plan: Plan) -> float:
-        """Return the time from its result until the engine schedules again."""
+    def rest_ms(self, plan: Plan, now: float) -> float:
+        """Return the time from its result, now, until the engine schedules again."""
         ...
 
 
@@ -230,8 +230,9 @@ class _Clock:
         self._now += schedule_ms / 1e3
         if not plan.num_tokens:
             return plan, batch, self._now
-        model_ms = self._times.model_ms(plan)
-        ready = max(self._now, self._model_free) + model_ms / 1e3
+        begins = max(self._now, self._model_free)
+        model_ms = self._times.model_ms(plan, begins)
+        ready = begins + model_ms / 1e3
         self._model_free = ready
         self._plans.append(plan)
         self._steps.append((began, ready, model_ms, schedule_ms))
@@ -251,7 +252,7 @@ class _Clock:
             if is_last:
                 self._end[number] = self._now
                 self._num_ended += 1
-        self._now += self._times.rest_ms(plan) / 1e3
+        self._now += self._times.rest_ms(plan, self._now) / 1e3
         if self._progress is not None:
             self._progress(self._num_ended)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sched_profiler import LogError, SchedProfilerError
 from sched_profiler.analysis.arrivals import Arrival
 from sched_profiler.analysis.capacity import estimate_capacity, find_capacity
-from sched_profiler.analysis.engine_time import EngineTime, fit_engine_time
+from sched_profiler.analysis.engine_time import EngineTime, Pace, fit_engine_time
 from sched_profiler.analysis.replay import EngineSettings, Plan, replay
 from sched_profiler.analysis.replay_measures import MEASURES, measures_of
 from sched_profiler.analysis.tuning import Tuning, limits_around, tune
@@ -91,10 +91,10 @@ class Times:
     def schedule_ms(self, plan: Plan) -> float:
         return 0.5
 
-    def model_ms(self, plan: Plan) -> float:
+    def model_ms(self, plan: Plan, now: float) -> float:
         return CONSTANT + PREFILL * sum(plan.prefill_chunk_sizes) + DECODE * plan.decode_tokens
 
-    def rest_ms(self, plan: Plan) -> float:
+    def rest_ms(self, plan: Plan, now: float) -> float:
         return 0.25
 
 
@@ -248,6 +248,35 @@ def test_times_are_the_same_for_the_same_seed_and_others_for_another(times: Engi
         for seed in (0, 0, 1)
     ]
     assert ends[0] == ends[1] != ends[2]
+
+
+def test_the_pace_of_a_machine_is_one_of_time_and_not_of_batches() -> None:
+    """A stall adds the same to whatever it meets, and what it took in all is what it took."""
+    # 10 ms of work in 10 ms; then 1 ms of work in 11 ms; then 9 in 9.
+    pace = Pace(np.array([[10.0, 10.0], [11.0, 1.0], [9.0, 9.0]]))
+    assert pace.time_for(4.0, 2.0) == pytest.approx(4.0)
+    assert pace.time_for(2.0, 9.0) == pytest.approx(1.0 + 11.0)
+    assert pace.time_for(10.0, 9.0) == pytest.approx(1.0 + 11.0 + 8.0)
+    # It begins again after 30 ms, which hold 20 ms of work.
+    assert pace.time_for(4.0, 30.0 * 7 + 2.0) == pytest.approx(4.0)
+    assert pace.time_for(40.0, 5.0) == pytest.approx(60.0)
+    # Work in parts takes as long as work in one.
+    now = 3.0
+    for part in (0.5, 7.0, 0.25, 30.0, 1.25):
+        now += pace.time_for(part, now)
+    assert now - 3.0 == pytest.approx(pace.time_for(39.0, 3.0))
+
+
+def test_other_limits_meet_the_same_machine(times: EngineTime) -> None:
+    """So what limits change is known much better than how long anything takes."""
+    slow = np.repeat([1.0, 4.0, 1.0, 1.0, 3.0, 1.0], 50)
+    uneven = attrs.evolve(times, model_pace=np.column_stack([10.0 * slow, np.full(300, 10.0)]))
+    load = requests(150, rate=5.0, seed=5)
+    result = tune(load, SETTINGS, uneven, FirstComeFirstServed, [(512, 8)], num_replays=8)
+    (other,) = result.others
+    step = result.current.estimates["step_ms"]
+    change = other.changes["step_ms"]
+    assert change.high - change.low < 0.5 * (step.high - step.low) / step.value
 
 
 def test_with_asynchronous_scheduling_the_rest_is_what_the_update_takes() -> None:

@@ -40,11 +40,11 @@ class Recorded:
         self.number += bool(plan.num_tokens)
         return self.records[self.number].schedule_duration_ms
 
-    def model_ms(self, plan: Plan) -> float:
+    def model_ms(self, plan: Plan, now: float) -> float:
         record = self.records[self.number]
         return (record.total_step_duration_ms or 0.0) - record.schedule_duration_ms
 
-    def rest_ms(self, plan: Plan) -> float:
+    def rest_ms(self, plan: Plan, now: float) -> float:
         if self.number + 1 == len(self.records):
             return 0.0
         record, following = self.records[self.number : self.number + 2]
@@ -58,10 +58,10 @@ class Steady:
     def schedule_ms(self, plan: Plan) -> float:
         return 0.1
 
-    def model_ms(self, plan: Plan) -> float:
+    def model_ms(self, plan: Plan, now: float) -> float:
         return 1.0 + 0.02 * plan.num_tokens
 
-    def rest_ms(self, plan: Plan) -> float:
+    def rest_ms(self, plan: Plan, now: float) -> float:
         return 0.1
 
 
