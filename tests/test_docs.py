@@ -213,6 +213,20 @@ def generator() -> ModuleType:
     return module
 
 
+def test_what_the_tutorial_about_a_stall_shows_was_printed_by_its_commands() -> None:
+    """What `docs/tools/stall.py` ran is what the page tells a reader to run, in all its parts."""
+    page = ROOT / "docs/tutorial/find-a-stall.md"
+    measured = json.loads((ROOT / "docs/measured/stall.json").read_text(encoding="utf-8"))
+    ran = {f"sched-profiler {name}" for name in measured["printed"] if " " in name}
+    shown = {" ".join(words) for _, words in commands(page)}
+    assert len(ran) == 4
+    assert ran <= shown
+    marks = re.findall(r"^<!-- generated: (stall .+) -->$", page.read_text("utf-8"), re.MULTILINE)
+    text = "\n".join(generator().GENERATORS[mark]() for mark in marks)
+    for name, printed in measured["printed"].items():
+        assert printed in text, name
+
+
 def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
     """Order, type, unit, meaning and null case; if not: see CONTRIBUTING, Documentation."""
     table = generator().field_table(optional=False)

@@ -222,3 +222,14 @@ def tuning_check(kind: str) -> str:
         )
     header = ["budget", "seqs", "requests/s", "model busy", "machine", *told.values()]
     return _table(header, rows)
+
+
+def stall_printed(name: str) -> str:
+    """Return what a command of the tutorial about a stall printed."""
+    return f"```text\n{_load('stall')['printed'][name]}\n```"
+
+
+def stall_machine() -> str:
+    """Return what that tutorial was run on."""
+    found = _load("stall")
+    return f"{found['machine']}, Python {found['python']}, vLLM {found['vllm']} (CPU build)."
