@@ -227,6 +227,17 @@ def test_what_the_tutorial_about_a_stall_shows_was_printed_by_its_commands() -> 
         assert printed in text, name
 
 
+@pytest.mark.parametrize("page", ["install.md", "install.zh.md"])
+def test_how_to_install_says_what_was_measured_of_the_package(page: str) -> None:
+    """`make package` measured it; see CONTRIBUTING."""
+    text = (ROOT / "docs/how-to" / page).read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "docs/measured/package.json").read_text(encoding="utf-8"))
+    assert f" {measured['base_install_bytes'] / 1e6:.1f} MB" in text
+    took = measured["import_ms"]
+    assert f" {took['import sched_profiler']:.0f} ms" in text
+    assert f" {round(took['from sched_profiler import *'], -1):.0f} ms" in text
+
+
 def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
     """Order, type, unit, meaning and null case; if not: see CONTRIBUTING, Documentation."""
     table = generator().field_table(optional=False)
