@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Store", "require"]
+__all__ = ["Store", "require", "start_loop"]
 
 # What pip calls the extra, where fsspec needs one more package for a kind of URL.
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
@@ -212,6 +212,11 @@ class Store:
         return redacted(f"{type(error).__name__}: {text}", self._secret_url)[:300]
 
 
+def start_loop() -> None:
+    """Start the thread that all stores need, as long as a thread can be started."""
+    _own_loop(os.getpid())
+
+
 @functools.cache
 def _own_loop(_pid: int) -> tuple[asyncio.AbstractEventLoop, list[Any]]:
     """Return the event loop on which clients of storage run in this process, and what it keeps.
@@ -248,5 +253,9 @@ class _Threads(ThreadPoolExecutor):
             except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
                 future.set_exception(error)
 
-        threading.Thread(target=run, name="sched-profiler-io", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="sched-profiler-io", daemon=True).start()
+        except RuntimeError:
+            # Python 3.12 starts none once the main thread has ended. Then the loop waits for it.
+            run()
         return future

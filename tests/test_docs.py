@@ -213,6 +213,31 @@ def generator() -> ModuleType:
     return module
 
 
+def test_what_the_tutorial_about_a_stall_shows_was_printed_by_its_commands() -> None:
+    """What `docs/tools/stall.py` ran is what the page tells a reader to run, in all its parts."""
+    page = ROOT / "docs/tutorial/find-a-stall.md"
+    measured = json.loads((ROOT / "docs/measured/stall.json").read_text(encoding="utf-8"))
+    ran = {f"sched-profiler {name}" for name in measured["printed"] if " " in name}
+    shown = {" ".join(words) for _, words in commands(page)}
+    assert len(ran) == 4
+    assert ran <= shown
+    marks = re.findall(r"^<!-- generated: (stall .+) -->$", page.read_text("utf-8"), re.MULTILINE)
+    text = "\n".join(generator().GENERATORS[mark]() for mark in marks)
+    for name, printed in measured["printed"].items():
+        assert printed in text, name
+
+
+@pytest.mark.parametrize("page", ["install.md", "install.zh.md"])
+def test_how_to_install_says_what_was_measured_of_the_package(page: str) -> None:
+    """`make package` measured it; see CONTRIBUTING."""
+    text = (ROOT / "docs/how-to" / page).read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "docs/measured/package.json").read_text(encoding="utf-8"))
+    assert f" {measured['base_install_bytes'] / 1e6:.1f} MB" in text
+    took = measured["import_ms"]
+    assert f" {took['import sched_profiler']:.0f} ms" in text
+    assert f" {round(took['from sched_profiler import *'], -1):.0f} ms" in text
+
+
 def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
     """Order, type, unit, meaning and null case; if not: see CONTRIBUTING, Documentation."""
     table = generator().field_table(optional=False)

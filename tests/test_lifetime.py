@@ -216,6 +216,20 @@ def test_sigterm_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
 
 
+def test_a_log_in_parts_is_whole_although_its_process_ends_at_once(tmp_path: Path) -> None:
+    """The thread for its parts cannot be started any more where Python does not do that."""
+    done = run(
+        "from sched_profiler import Rotation;"
+        " sink = JsonlSink(sys.argv[1], rotation=Rotation(part_bytes=1 << 15));"
+        " serve(BatchProfiler(sink))",
+        tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    parts = [*tmp_path.glob("log.*.jsonl")]
+    assert len(parts) > 1
+    assert sum(len(part.read_text().splitlines()) for part in parts) == 300
+
+
 def test_sigterm_before_any_batch_kills_as_ever(tmp_path: Path) -> None:
     """No hook is set before there is something to lose."""
     done = run("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", tmp_path)

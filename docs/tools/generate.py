@@ -8,6 +8,7 @@ table in README.md, which a test holds to the class.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import os
@@ -125,6 +126,17 @@ def command_help(*arguments: str) -> str:
     return f"```text\n{text.rstrip()}\n```"
 
 
+def source_of(path: str, name: str) -> str:
+    """Return a class or function of a script as it stands there."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    (node,) = (
+        n
+        for n in ast.parse(text).body
+        if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name
+    )
+    return f"```python\n{ast.get_source_segment(text, node)}\n```"
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "vLLM versions": measured.versions,
     "bench machine": measured.machine,
@@ -148,6 +160,18 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "tuning turns, changes": functools.partial(measured.tuning_changes, "turns"),
     "tuning served, changes": functools.partial(measured.tuning_changes, "served"),
     "tuning served": functools.partial(measured.tuning_absolutes, "served"),
+    "stall machine": measured.stall_machine,
+    "stall run": functools.partial(measured.stall_printed, "stalled"),
+    "stall analyze": functools.partial(measured.stall_printed, "analyze .demo/stalled"),
+    "stall slow": functools.partial(
+        measured.stall_printed, "slow .demo/stalled --schedule-over 5ms --top 3"
+    ),
+    "stall snippet": functools.partial(measured.stall_printed, "snippet"),
+    "stall code": functools.partial(source_of, "examples/planted_stall.py", "TierScheduler"),
+    "stall fix": functools.partial(source_of, "examples/planted_stall.py", "FixedTierScheduler"),
+    "stall fixed run": functools.partial(measured.stall_printed, "fixed"),
+    "stall fixed analyze": functools.partial(measured.stall_printed, "analyze .demo/fixed"),
+    "stall compare": functools.partial(measured.stall_printed, "compare .demo/stalled .demo/fixed"),
     "required fields": functools.partial(field_table, optional=False),
     "optional fields": functools.partial(field_table, optional=True),
     "help": command_help,

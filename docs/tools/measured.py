@@ -326,3 +326,14 @@ def _figure(told: str, found: dict[str, float]) -> str:
         for part in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
+
+
+def stall_printed(name: str) -> str:
+    """Return what a command of the tutorial about a stall printed."""
+    return f"```text\n{_load('stall')['printed'][name]}\n```"
+
+
+def stall_machine() -> str:
+    """Return what that tutorial was run on."""
+    found = _load("stall")
+    return f"{found['machine']}, Python {found['python']}, vLLM {found['vllm']} (CPU build)."

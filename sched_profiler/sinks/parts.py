@@ -225,21 +225,34 @@ class PartsKeeper:
         self._woken.set()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="sched-profiler-parts", daemon=True)
-        self._thread.start()
+        self._see_to_thread()
 
     def wake(self) -> None:
         """A part was closed."""
         self._woken.set()
+        self._see_to_thread()
 
     def close(self, timeout: float = _CLOSE_S) -> bool:
         """Do what is left to do; tell whether that was done in `timeout` seconds."""
         self._closing = True
         self._woken.set()
+        if self._thread.ident is None:
+            self._look_after()
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def _see_to_thread(self) -> None:
+        if self._thread.ident is None:
+            # Python 3.12 starts none once the main thread has ended; then the close does it all.
+            with contextlib.suppress(RuntimeError):
+                self._thread.start()
+
     def _run(self) -> None:
         lower_priority()
+        self._look_after()
+
+    def _look_after(self) -> None:
         for look in itertools.count():
             closing = self._closing
             if look % _LOOKS_BETWEEN_SETTLING == 0:

@@ -18,7 +18,7 @@ from sched_profiler.redact import redacted, without_credentials
 from sched_profiler.sinks.jsonl import BATCHES, JsonlSink, Lines
 from sched_profiler.sinks.parts import Rotation, lower_priority
 from sched_profiler.sinks.upload import destination_of, upload_parts, upload_rest
-from sched_profiler.store import Store, require
+from sched_profiler.store import Store, require, start_loop
 
 if TYPE_CHECKING:
     import os
@@ -95,6 +95,7 @@ class RemoteSink:
         self._spool = _Spool(prefix, self._folder / f"{stem}.jsonl", rotation, clock, lines)
         self._store: Store | None = None
         self._thread: threading.Thread | None = None
+        self._lacks_thread = False
         self._woken = threading.Event()
         self._deadline: float | None = None
         self._uploaded_manifest = (0, 0.0)
@@ -114,10 +115,14 @@ class RemoteSink:
         self._spool.write(record)
         if self._thread is None:
             self._deadline = None
-            self._thread = threading.Thread(
-                target=self._run, name="sched-profiler-upload", daemon=True
-            )
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="sched-profiler-upload", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # Python 3.12 starts none once the main thread has ended. The spool has the record.
+                self._lacks_thread = True
+            else:
+                self._thread = thread
 
     def flush(self) -> None:
         """Bring what was written to the spool, where it survives the end of the process.
@@ -154,11 +159,13 @@ class RemoteSink:
 
     def _finish(self) -> None:
         thread, self._thread = self._thread, None
-        if thread is None:
+        lacks_thread, self._lacks_thread = self._lacks_thread, False
+        if thread is not None:
+            self._deadline = time.monotonic() + self._close_timeout
+            self._woken.set()
+            thread.join(self._close_timeout)
+        elif not lacks_thread:
             return
-        self._deadline = time.monotonic() + self._close_timeout
-        self._woken.set()
-        thread.join(self._close_timeout)
         names = self._spool.names
         if names is not None and (left := [part.path.name for part in names.parts()]):
             logger.warning(
@@ -176,6 +183,8 @@ class RemoteSink:
 
     def _run(self) -> None:
         lower_priority()
+        # Python 3.12 starts no thread once the main thread has ended, and the last upload is then.
+        start_loop()
         while True:
             deadline = self._deadline
             wait = _LOOK_S

@@ -30,7 +30,7 @@ def address() -> Iterator[str]:
         n_workers=2,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # else it takes port 8787, which may be taken
         host="127.0.0.1",
     ) as local:
         yield local.scheduler_address

@@ -343,3 +343,22 @@ def test_order_and_ids_go_on_over_many_parts(tmp_path: Path) -> None:
     (run,) = verify(tmp_path).runs
     assert attrs.astuple(run)[2:8] == (5000, 0, 0, 0, 0, 0)
     assert run.end == "clean"
+
+
+def test_where_no_thread_can_be_started_the_close_looks_after_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Python 3.12 when the main thread has ended: no record is lost, and limits are kept."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    rotation = Rotation(part_bytes=10 * LINE_BYTES, compress="gzip")
+    sink = JsonlSink(tmp_path / "log.jsonl", rotation=rotation)
+    write(sink, range(35))
+    sink.close()
+    parts = sorted(tmp_path.glob("*.jsonl*"))
+    assert len(parts) >= 3
+    assert all(part.suffix == ".gz" for part in parts)
+    assert [record.batch_id for part in parts for record in read_records(part)] == [*range(35)]
