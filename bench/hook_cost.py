@@ -5,8 +5,7 @@ output, update) once for each contender, with requests that come and go: what th
 no longer in the CPU's nearest caches. In the rows marked "swept" all caches are overwritten between
 steps as well. A contender's cost is what a step takes longer than the scheduler's own methods
 inside it, measured in the same step. In the rows marked "warm" one step is replayed in a tight
-loop: what
-the hook costs when nothing else is in its way, and whether that grows with the batch.
+loop: what a contender costs when nothing else is in its way, and whether that grows with the batch.
 """
 
 from __future__ import annotations
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 now = time.perf_counter_ns
+_REPLAYS = 4000
+_STEPS_BETWEEN_REFILLS = 16
+Row = dict[str, Any]
 _SWEEP = np.zeros(48 << 20, dtype=np.uint8)
 
 
@@ -231,11 +233,11 @@ class Loop:
     def refill(self) -> None:
         """Replace what finished, so that the number of running requests stays."""
         missing = self.num_running + self.num_prefill - len(self.scheduler.requests)
-        if self.mixed:
-            for _ in range(max(missing, 0)):
+        for _ in range(missing):
+            if self.mixed:
                 self.add(self.rng.randint(100, 250), self.rng.choice([1, 1, 1, 60]))
-        elif missing > 0 and len(self.scheduler.requests) < self.num_running:
-            self.add(8, self.rng.randint(50, 450))
+            else:
+                self.add(8, self.rng.randint(50, 450))
 
 
 def measure(
@@ -252,7 +254,9 @@ def measure(
             r.num_computed_tokens < r.num_prompt_tokens for r in loop.scheduler.requests.values()
         )
         spent, own = loop.step(hook)
-        loop.refill()
+        # Else hardly a step of a full batch would be without prefill.
+        if mixed or number % _STEPS_BETWEEN_REFILLS == 0:
+            loop.refill()
         # The first steps fill the batch; a decode-only bench leaves out the steps with a prefill.
         if number >= 30 and (mixed or pure_decode):
             costs.append((spent - own) / 1000)
@@ -308,41 +312,43 @@ class Replay:
         return self._returned
 
 
-def replay(model: Path, num_running: int, folder: Path, *, num_prefill: int = 0) -> dict[str, Any]:
-    """Return the cost of the hook on a step that is replayed in a tight loop, in µs."""
+def replay(model: Path, num_running: int, folder: Path, *, num_prefill: int = 0) -> list[Row]:
+    """Return what each contender costs on a step that is replayed in a tight loop, in µs."""
     loop = Loop(model, num_running, mixed=False, num_spare=num_prefill)
-    nothing_hook, _ = nothing(loop.scheduler, folder)
+    plain, _ = nothing(loop.scheduler, folder)
     for _ in range(30):
-        loop.step(nothing_hook)
+        loop.step(plain)
     for _ in range(num_prefill):
         loop.add(200, 10)
     output = loop.scheduler.schedule()
     result = model_output(output, [[7]] * len(output.num_scheduled_tokens))
     returned = loop.scheduler.update_from_output(output, result)
-    scheduler = Replay(loop.scheduler, (output, returned))
-    profiler = BatchProfiler(JsonlSink(folder / "replay.jsonl"), contents_of=contents_of(scheduler))
-    probe = Probe(scheduler, profiler)
-    best = {}
-    for name, target in (("plain", scheduler), ("probe", probe.hook)):
-        times = []
-        for _ in range(120):
+    rows: list[Row] = []
+    for name, contender in CONTENDERS.items():
+        scheduler = Replay(loop.scheduler, (output, returned))
+        (after_schedule, after_update), end = contender(scheduler, folder)
+        costs = []
+        for number in range(_REPLAYS):
             began = now()
-            # So few that the writer does not lag behind.
-            for _ in range(50):
-                target.schedule(False)  # noqa: FBT003 - as vLLM calls it
-                target.update_from_output(output, result)
-            times.append((now() - began) / 50_000)
-            profiler.flush()
-        best[name] = min(times)
-    profiler.close()
-    return {
-        "contender": "sched_profiler",
-        "running": num_running,
-        "num_prefill": num_prefill,
-        "batch": "mixed" if num_prefill else "decode-only",
-        "caches": "warm",
-        "net_p50_us": best["probe"] - best["plain"],
-    }
+            after_schedule(scheduler.schedule(False))  # noqa: FBT003 - as vLLM calls it
+            after_update(output, scheduler.update_from_output(output, result))
+            costs.append((now() - began) / 1000)
+            if number % 50 == 0:
+                time.sleep(0.001)  # so that the writer does not lag behind
+        end()
+        costs.sort()
+        row: Row = {
+            "contender": name,
+            "running": num_running,
+            "num_prefill": num_prefill,
+            "batch": "mixed" if num_prefill else "decode-only",
+            "caches": "warm",
+            "p50_us": statistics.median(costs),
+            "p99_us": costs[int(len(costs) * 0.99)],
+        }
+        base = (rows or [row])[0]["p50_us"]
+        rows.append(row | {"net_p50_us": row["p50_us"] - base, "net_p99_us": row["p99_us"] - base})
+    return rows
 
 
 def compare(
@@ -395,12 +401,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder) / "model")
         for num_running, num_prefill in itertools.product(arguments.running, (0, 1, 8)):
-            row = replay(model, num_running, Path(folder), num_prefill=num_prefill)
-            rows.append(row)
-            print(
-                f"{num_running:>5} running and {num_prefill} in prefill, warm:"
-                f" sched_profiler {row['net_p50_us']:>6.2f} µs"
-            )
+            replayed = replay(model, num_running, Path(folder), num_prefill=num_prefill)
+            rows += replayed
+            told = (f"{row['contender']} {row['net_p50_us']:.2f} µs" for row in replayed[1:])
+            print(f"{num_running:>5} running and {num_prefill} in prefill, warm: {', '.join(told)}")
         for mixed, num_running, swept in itertools.product(
             (False, True), arguments.running, (False, True)
         ):

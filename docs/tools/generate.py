@@ -143,6 +143,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost decode-only": functools.partial(measured.hook_cost, "decode-only", "live"),
     "hook cost mixed": functools.partial(measured.hook_cost, "mixed", "live"),
     "hook cost swept": functools.partial(measured.hook_cost, "decode-only", "swept"),
+    "hook cost ratios": measured.hook_ratios,
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,

@@ -71,19 +71,34 @@ def hook_cost(batch: str, caches: str) -> str:
     return _table(header, rows)
 
 
-def warm_cost() -> str:
-    """Return the cost of the hook on a step that is replayed in a tight loop."""
-    cells: dict[int, list[dict[str, Any]]] = {}
+def hook_ratios() -> str:
+    """Return how many times as dear as ours the other ways are."""
+    cells: dict[tuple[str, int], dict[str, float]] = {}
     for row in _load("hook_cost")["rows"]:
-        if row["caches"] == "warm":
-            cells.setdefault(row["num_prefill"], []).append(row)
-    header = ["µs a step; running requests", *(str(row["running"]) for row in cells[0])]
+        if row["caches"] == "live":
+            by_name = cells.setdefault((row["batch"], row["running"]), {})
+            by_name[row["contender"]] = row["net_p50_us"]
+    others = ("iteration details", "per-request walk", "hand-rolled")
     rows = [
-        [f"and {number} in prefill" if number else "decode only"]
-        + [f"{row['net_p50_us']:.2f}" for row in of_number]
-        for number, of_number in cells.items()
+        [batch, str(running), *(f"{net[name] / net['sched_profiler']:.1f}" for name in others)]
+        for (batch, running), net in cells.items()
     ]
-    return _table(header, rows)
+    return _table(["steps", "running requests", *others], rows)
+
+
+def warm_cost() -> str:
+    """Return the cost of a step that is replayed in a tight loop."""
+    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in _load("hook_cost")["rows"]:
+        if row["caches"] == "warm" and row["contender"] != "nothing":
+            cells.setdefault((row["contender"], row["num_prefill"]), []).append(row)
+    sizes = [str(row["running"]) for row in next(iter(cells.values()))]
+    rows = [
+        [name, f"and {number} in prefill" if number else "decode only"]
+        + [f"{row['net_p50_us']:.2f} ({row['net_p99_us']:.1f})" for row in of_kind]
+        for (name, number), of_kind in cells.items()
+    ]
+    return _table(["µs a step, p50 (p99); running requests", "", *sizes], rows)
 
 
 def writer_cost() -> str:
@@ -105,14 +120,12 @@ def writer_share() -> str:
             str(row["running"]),
             f"{row['model_ms']:.0f} ms",
             f"{row['step_us']:.0f}",
-            f"{row['hook']:+.2%}",
-            f"{row['whole']:+.2%}",
-            f"{row['spread']:.1%}",
+            *("{:+.2%} ({:+.2%} to {:+.2%})".format(*row[name]) for name in ("hook", "whole")),
         ]
         for row in _load("writer_share")
     ]
     header = ["running requests", "model", "schedule + update, µs"]
-    return _table([*header, "with the hook", "and the writer", "block to block"], rows)
+    return _table([*header, "with the hook", "and the writer"], rows)
 
 
 def delivery_rate() -> str:

@@ -70,7 +70,7 @@ def best_replays(
     small, large = math.inf, math.inf
     for _ in range(ROUNDS):
         few, many = (
-            hook_cost.replay(tiny, size, folder, num_prefill=num_prefill)["net_p50_us"]
+            hook_cost.replay(tiny, size, folder, num_prefill=num_prefill)[1]["net_p50_us"]
             for size in sizes
         )
         small, large = min(small, few), min(large, many)
@@ -100,8 +100,10 @@ def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) 
 
 def test_the_writers_share_can_be_measured(tiny: Path) -> None:
     """Its figures are for a quiet machine; here it only has to come to an end."""
-    row = writer_share.measure(tiny, 8, 0.0, blocks=2)
+    row = writer_share.measure(tiny, 8, 0.0, rounds=2)
     assert row["step_us"] > 0
+    low, high = row["whole"][1:]
+    assert low <= row["whole"][0] <= high
 
 
 def test_pairs_tell_what_is_slower_from_noise_and_which_tokens_are_others() -> None:
