@@ -75,9 +75,11 @@ faults: $(READY) ## Measure throughput while each fault of delivery lasts; wants
 	$(BIN)/python bench/faults_in_pairs.py
 
 .PHONY: fuzz
-fuzz: $(READY) ## Throw damaged logs at the reader and the validation; half an hour
+fuzz: $(READY) ## Throw damaged logs at the reader, and random histories at the adapter; an hour
 	$(BIN)/python -m pytest --hypothesis-profile=long --timeout=0 \
 		tests/test_fuzz.py tests/test_validate.py tests/analysis/test_lines.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=histories --timeout=0 \
+		tests/engines/test_vllm_oracle.py -k any_history $(PYTEST_ARGS)
 
 .PHONY: package
 package: $(READY) ## Build into dist/ and check: the same bytes twice, small, complete, works alone
@@ -93,8 +95,10 @@ matrix: $(READY) ## Test on every vLLM from the oldest declared to the newest; h
 
 .PHONY: soak
 soak: $(READY) ## Step vLLM's real scheduler a million times: memory stays flat; ten minutes
-	SCHED_PROFILER_SOAK_STEPS=1000000 $(BIN)/python -m pytest --log-cli-level=INFO \
-		-k "does_not_grow and not python" tests/engines/test_vllm_probe.py
+	@mkdir -p build/bench
+	SCHED_PROFILER_SOAK_STEPS=1000000 SCHED_PROFILER_SOAK_OUT=build/bench/soak.json \
+		$(BIN)/python -m pytest -q -k "does_not_grow and not python" \
+		tests/engines/test_vllm_probe.py
 
 .PHONY: clean
 clean: ## Remove everything that was made here, the virtual environment included

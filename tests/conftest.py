@@ -18,6 +18,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 # For `make fuzz`.
 settings.register_profile("long", deadline=None, max_examples=20_000)
+settings.register_profile("histories", deadline=None, max_examples=5_000)
 
 
 @pytest.fixture

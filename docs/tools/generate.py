@@ -148,6 +148,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
     "delivery rate": measured.delivery_rate,
+    "soak": measured.soak,
     "end to end": measured.end_to_end,
     "faults": measured.faults,
     "findings recall": measured.findings_recall,

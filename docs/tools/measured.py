@@ -149,6 +149,18 @@ def delivery_rate() -> str:
     )
 
 
+def soak() -> str:
+    """Return what a process held after each twelfth of a long life."""
+    found = _load("soak")
+    blocks, resident = found["blocks"], found["resident_kib"]
+    return (
+        f"In {found['steps']:,} steps of vLLM's scheduler, in which requests came, finished, were"
+        f" aborted, preempted and fell silent, Python's allocated blocks went from {blocks[0]:,} to"
+        f" {blocks[-1]:,}, and the memory of the process from {resident[0] / 1024:.1f} MiB to"
+        f" {resident[-1] / 1024:.1f} MiB."
+    )
+
+
 def end_to_end() -> str:
     """Return the ratios of throughput, with their intervals."""
     rows = []

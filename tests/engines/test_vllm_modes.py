@@ -359,7 +359,9 @@ def test_every_record_of_a_server_is_what_the_oracle_says(served: Served) -> Non
     """Under concurrent load, with clients that disconnect; each rank without a gap."""
     accounts = {account.process: account for account in served.accounts}
     for run in served.runs:
-        accounts[f"EngineCore_DP{run[0].dp_rank}"].check(run)
+        account = accounts[f"EngineCore_DP{run[0].dp_rank}"]
+        account.check(run)
+        check_times(run, account.wall_ms)
         assert any(map(is_mixed, run))
         assert max(record.num_running_reqs for record in run) > 3
 

@@ -28,10 +28,22 @@ RELEASE = tuple(map(int, vllm.__version__.split(".")[:2]))
 SHARED_PREFIX = [9] * 200
 
 
+# Less than of other tests, since each is a scheduler's life; `make fuzz` asks for more.
+NUM_HISTORIES = 60 * settings().max_examples // 100
+
+
 class Engine:
     """An engine core around vLLM's scheduler; a fabricated model, a profiler, an oracle."""
 
-    def __init__(self, model: Path, *, depth: int = 1, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        depth: int = 1,
+        seed: int = 0,
+        request_ids: bool = True,
+        **options: Any,
+    ) -> None:
         self.scheduler = make_scheduler(model, **options)
         self.depth = depth
         self.rng = random.Random(seed)
@@ -44,7 +56,7 @@ class Engine:
             clock=self.clock,
             strict=True,
         )
-        self.probe = Probe(self.scheduler, self.profiler, request_ids=True)
+        self.probe = Probe(self.scheduler, self.profiler, request_ids=request_ids)
         self.probe.attach()
         self.oracle = Oracle(self.scheduler)
         self.sessions: list[str] = []
@@ -305,7 +317,9 @@ Load = st.lists(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=NUM_HISTORIES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     load=Load,
@@ -315,6 +329,7 @@ Load = st.lists(
     budget=st.sampled_from([16, 64, 256]),
     drafts=st.sampled_from([0, 0, 3]),
     policy=st.sampled_from(["fcfs", "priority"]),
+    request_ids=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 - a history has that many sides
@@ -326,6 +341,7 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
     budget: int,
     drafts: int,
     policy: str,
+    request_ids: bool,  # noqa: FBT001
     seed: int,
 ) -> None:
     """Random arrivals, lengths, shared prefixes, aborts, preemptions, acceptance, queue depths."""
@@ -336,6 +352,7 @@ def test_every_record_of_any_history_is_what_the_oracle_says(  # noqa: PLR0917 -
         tiny,
         depth={"sync": 1, "async": 2, "pipeline": 2, "async pipeline": 3}[mode],
         seed=seed,
+        request_ids=request_ids,
         async_scheduling=is_async,
         enable_prefix_caching=caching,
         num_blocks=num_blocks,

@@ -14,7 +14,11 @@ from vllm.v1.request import RequestStatus
 
 from sched_profiler import BatchProfiler, JsonlSink, MemorySink, SettingError
 from sched_profiler.engines import vllm
-from sched_profiler.engines.vllm_binding import missing_for_request_trace
+from sched_profiler.engines.vllm_binding import (
+    OF_CLASSES_FOR_TRACE,
+    OF_SCHEDULER_FOR_TRACE,
+    missing_for_request_trace,
+)
 from sched_profiler.engines.vllm_contents import contents_of
 from sched_profiler.engines.vllm_probe import Probe
 from sched_profiler.engines.vllm_requests import RequestProbe
@@ -147,6 +151,30 @@ def test_this_vllm_has_all_that_a_trace_needs(tiny: Path) -> None:
         "object._free_request",
         "object.add_request",
     ]
+
+
+@pytest.mark.parametrize("name", OF_SCHEDULER_FOR_TRACE)
+def test_what_a_scheduler_lacks_for_a_trace_is_named(
+    tiny: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name in turn."""
+    scheduler = make_scheduler(tiny)
+    for owner in type(scheduler).__mro__:
+        if name in vars(owner):
+            monkeypatch.delattr(owner, name)
+    assert missing_for_request_trace(scheduler) == [f"Scheduler.{name}"]
+
+
+@pytest.mark.parametrize("name", OF_CLASSES_FOR_TRACE["vllm.v1.request:Request"])
+def test_what_a_request_lacks_for_a_trace_is_named(
+    tiny: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name in turn, in a class that has all others."""
+    scheduler = make_scheduler(tiny)
+    others = dict.fromkeys(OF_CLASSES_FOR_TRACE["vllm.v1.request:Request"])
+    del others[name]
+    monkeypatch.setattr("vllm.v1.request.Request", type("Request", (), others))
+    assert missing_for_request_trace(scheduler) == [f"Request.{name}"]
 
 
 def test_a_trace_that_cannot_be_made_is_said_and_leaves_the_rest_on(
