@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import delivery_rate
 import faults_in_pairs
 import hook_cost
 import pytest
@@ -96,6 +97,16 @@ def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) 
     small, large = (writer_cost.measure(number, tmp_path) for number in (1, 256))
     assert small["us_per_record"] < large["us_per_record"] < 1000
     assert 500 < small["bytes_per_record"] < large["bytes_per_record"] < 2000
+
+
+def test_at_a_rate_that_no_engine_has_each_batch_is_written_or_counted(tmp_path: Path) -> None:
+    """50,000 batches a second, for seconds instead of the bench's minute, and memory is flat."""
+    row = delivery_rate.deliver(50_000, 4, tmp_path)
+    assert row["handed_over"] > 150_000
+    assert row["written"] + row["dropped"] == row["handed_over"]
+    assert row["written"] > 0
+    assert row["unexplained"] == 0
+    assert row["memory_mib_in_the_second_half"][1] < row["memory_mib_after_a_tenth"] + 64
 
 
 def test_the_writers_share_can_be_measured(tiny: Path) -> None:
