@@ -10,6 +10,7 @@ import attrs
 
 from sched_profiler.errors import LogError, RecordError, shown
 from sched_profiler.log_files import find_request_traces, open_log
+from sched_profiler.reader import Tally, broken_line
 from sched_profiler.request_record import RequestRecord, decode_request
 
 if TYPE_CHECKING:
@@ -37,23 +38,35 @@ class Arrival:
     """Tokens of the prompt that the prefix cache held."""
 
 
-def load_requests(*logs: LogPath) -> dict[tuple[str, int | None], list[RequestRecord]]:
+def load_requests(
+    *logs: LogPath, skip_invalid: bool = False, tally: Tally | None = None
+) -> dict[tuple[str, int | None], list[RequestRecord]]:
     """Return the requests in the traces beside logs, by run and rank, in the order they came.
+
+    Args:
+        *logs: paths, folders, patterns or URLs.
+        skip_invalid: go on after a line that holds no request, and count it.
+        tally: filled with counts of what was skipped.
 
     Raises:
         LogError: if a trace cannot be read, or a line holds no request; it names file and line.
     """
+    tally = tally if tally is not None else Tally()
     runs: dict[tuple[str, int | None], dict[int, RequestRecord]] = {}
     for file in find_request_traces(*logs):
         with open_log(file) as (stream, _):
             # Of a run that goes on, the last line may be half written.
             for number, line in enumerate(stream, 1):
                 if not line.endswith(b"\n"):
+                    tally.num_half_written_lines += 1
                     continue
                 try:
                     record = decode_request(line)
                 except RecordError as error:
-                    raise LogError(f"line {number} of {file.name}: {error}") from None
+                    if not skip_invalid:
+                        raise LogError(broken_line(number, file.name, error)) from None
+                    tally.num_skipped_lines += 1
+                    continue
                 run = runs.setdefault((record.run_id, record.dp_rank), {})
                 run[record.request_number] = record
     return {key: [run[number] for number in sorted(run)] for key, run in runs.items()}

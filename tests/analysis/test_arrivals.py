@@ -14,6 +14,7 @@ from test_request_trace import RECORD
 
 from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.analysis.arrivals import Arrival, arrivals_of, load_arrivals, load_requests
+from sched_profiler.reader import Tally
 from sched_profiler.request_record import encode_request
 
 COLUMNS = ("arrival_time", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens")
@@ -131,6 +132,13 @@ def test_traces_beside_a_log_are_read_by_run_in_the_order_of_arrival(tmp_path: P
     }
     trace.write_bytes(lines[0] + b"{}\n")
     with pytest.raises(LogError, match=r"line 2 of .*log.requests.jsonl: lacks trace_version"):
+        load_requests(log)
+    tally = Tally()
+    found = load_requests(log, skip_invalid=True, tally=tally)
+    assert [*found] == [("a", 0)]
+    assert tally.num_skipped_lines == 1
+    trace.write_bytes(lines[0].replace(b'"trace_version":1', b'"trace_version":9'))
+    with pytest.raises(LogError, match=r"upgrade sched-profiler$"):
         load_requests(log)
 
 
