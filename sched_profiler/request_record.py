@@ -6,13 +6,12 @@ a request ends. Nothing of what a request says is in it.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import attrs
 import orjson
 
-from sched_profiler.codec import json_object, schema_text
+from sched_profiler.codec import json_object
 from sched_profiler.errors import RecordError, shown
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "RequestRecord",
     "decode_request",
     "encode_request",
-    "request_schema",
 ]
 
 TRACE_VERSION = 1
@@ -104,9 +102,3 @@ def decode_request(line: bytes | str) -> RequestRecord:
     if record.outcome not in OUTCOMES:
         raise RecordError(f"outcome is {shown(record.outcome)}; expected {', '.join(OUTCOMES)}")
     return record
-
-
-def request_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a line of a request trace, as a fresh dict."""
-    loaded: dict[str, Any] = json.loads(schema_text(f"request-trace-v{TRACE_VERSION}.schema.json"))
-    return loaded

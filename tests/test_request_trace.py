@@ -22,13 +22,14 @@ from sched_profiler.request_record import (
     RequestRecord,
     decode_request,
     encode_request,
-    request_schema,
 )
 from sched_profiler.request_trace import REQUESTS, RequestTrace
 from sched_profiler.sinks.parts import Rotation
 from sched_profiler.testing import FakeClock
 
-SCHEMA = request_schema()
+SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "schema" / "request-trace-v1.schema.json").read_text()
+)
 COUNTS = st.integers(0, 2**53)
 TIMES = st.floats(0, 4e9)
 RECORDS = st.builds(
