@@ -242,18 +242,22 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
     except SchemaVersionError as error:
         raise LogError(f"{name}: {error}") from None
     except RecordError as error:
-        raise LogError(f"{name} is no run manifest: {error}") from None
+        raise _no_manifest(name, str(error)) from None
     known = {}
     for field in attrs.fields(RunManifest):
         if field.name not in fields:
             if field.default is attrs.NOTHING:
-                raise LogError(f"{name} is no run manifest: it lacks {field.name}")
+                raise _no_manifest(name, f"it lacks {field.name}")
             continue
         value = fields[field.name]
         if not _has_type(value, field.type):
-            raise LogError(f"{name} is no run manifest: {field.name} is {shown(value)}")
+            raise _no_manifest(name, f"{field.name} is {shown(value)}")
         known[field.name] = value
     return RunManifest(**known)
+
+
+def _no_manifest(name: str, reason: str) -> LogError:
+    return LogError(f"{name} is no run manifest: {reason}; copy it again, or move it away")
 
 
 def _has_type(value: Any, kind: Any) -> bool:

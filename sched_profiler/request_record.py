@@ -72,6 +72,7 @@ class RequestRecord:
 
 attrs.resolve_types(RequestRecord)
 _FIELDS = attrs.fields(RequestRecord)
+_WORDS: dict[Any, str] = {int: "an integer", float: "a number", str: "a string"}
 
 
 def encode_request(record: RequestRecord) -> bytes:
@@ -94,9 +95,10 @@ def decode_request(line: bytes | str) -> RequestRecord:
         value = fields[field.name]
         kinds: tuple[Any, ...] = getattr(field.type, "__args__", (field.type,))
         if type(value) not in kinds and not (type(value) is int and float in kinds):
-            raise RecordError(f"{field.name} is {shown(value)}")
+            expected = " or ".join("null" if k is type(None) else _WORDS[k] for k in kinds)
+            raise RecordError(f"{field.name} is {shown(value)}; expected {expected}")
         if isinstance(value, int) and value < 0:
-            raise RecordError(f"{field.name} is {value}; it cannot be negative")
+            raise RecordError(f"{field.name} is {value}; expected 0 or more")
         known[field.name] = value
     record = RequestRecord(**known)
     if record.outcome not in OUTCOMES:

@@ -94,10 +94,10 @@ def test_a_record_is_valid_against_the_schema_and_comes_back(record: RequestReco
     ("change", "message"),
     [
         ({"num_prompt_tokens": "40"}, "num_prompt_tokens is '40'"),
-        ({"num_prompt_tokens": -1}, "num_prompt_tokens is -1; it cannot be negative"),
+        ({"num_prompt_tokens": -1}, "num_prompt_tokens is -1; expected 0 or more"),
         ({"num_output_tokens": 2.5}, "num_output_tokens is 2.5"),
         ({"outcome": "lost"}, "outcome is 'lost'; expected finished, aborted"),
-        ({"run_id": None}, "run_id is None"),
+        ({"run_id": None}, "run_id is None; expected a string"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_names_the_field(

@@ -107,13 +107,15 @@ def load_arrivals(path: Path) -> list[Arrival]:
                 )
             arrivals = [_arrival(row, f"line {rows.line_num} of {path}") for row in rows]
     except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}") from None
+        raise LogError(f"{path} cannot be read: {error.strerror}; name another file") from None
     except UnicodeDecodeError:
         raise LogError(f"{path} is no text in UTF-8; save it as CSV") from None
     except csv.Error as error:
-        raise LogError(f"line {rows.line_num} of {path} is no CSV: {error}") from None
+        raise LogError(
+            f"line {rows.line_num} of {path} is no CSV: {error}; save it as CSV again"
+        ) from None
     if not arrivals:
-        raise LogError(f"{path} has no request below its heading")
+        raise LogError(f"{path} has no request below its heading; add a line for each")
     return sorted(arrivals, key=lambda arrival: arrival.time)
 
 

@@ -89,7 +89,10 @@ def upload_folder(folder: Path, url: str | None = None) -> Iterator[Leftover]:
         raise LogError(f"{folder} is no folder; name a spool, see SCHED_PROFILER_SPOOL")
     runs = list(_runs_in(folder))
     if not runs:
-        raise LogError(f"{folder} has no run to upload: no file *{MANIFEST_SUFFIX} is in it")
+        raise LogError(
+            f"{folder} has no run to upload: no file *{MANIFEST_SUFFIX} is in it; name a spool, "
+            "see SCHED_PROFILER_SPOOL"
+        )
     locks = RunLocks()
     for names in runs:
         if not locks.take(names.lock):

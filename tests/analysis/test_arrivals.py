@@ -70,7 +70,10 @@ def test_whatever_a_csv_file_holds_is_read_or_refused_with_its_name(
     [
         ("", "line 1 of .* has no column arrival_time, num_prompt_tokens, num_output_tokens"),
         ("arrival_time,num_prompt_tokens\n1,2\n", "has no column num_output_tokens"),
-        ("arrival_time,num_prompt_tokens,num_output_tokens\n", "no request below its heading"),
+        (
+            "arrival_time,num_prompt_tokens,num_output_tokens\n",
+            "below its heading; add a line",
+        ),
         (
             "arrival_time,num_prompt_tokens,num_output_tokens\n0,1,1\nsoon,1,1\n",
             "line 3 of .*: arrival_time is 'soon'; expected seconds",
@@ -105,7 +108,7 @@ def test_what_is_wrong_with_a_csv_file_is_said_with_line_and_value(
 
 def test_a_csv_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     """Named by its path."""
-    with pytest.raises(LogError, match=r"none\.csv cannot be read: No such file"):
+    with pytest.raises(LogError, match=r"none\.csv cannot be read: No such file .*; name another"):
         load_arrivals(tmp_path / "none.csv")
 
 

@@ -149,9 +149,9 @@ def damaged(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("lacks a column", "lacks the columns kv_cache_usage; a log as Parquet is what"),
-        ("has a null", "row 3 of .*: batch_id is null; a record needs it"),
-        ("has text", "the column batch_id is of string; expected int64"),
+        ("lacks a column", "lacks the columns kv_cache_usage; write it again"),
+        ("has a null", "row 3 of .*: batch_id is null, which it never is; write it again"),
+        ("has text", "the column batch_id is of string, not int64; write it again"),
         ("is newer", "schema_version 2 is newer than 1; upgrade sched-profiler"),
         ("is cut", "is no Parquet .*; write it again"),
     ],
