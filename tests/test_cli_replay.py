@@ -38,6 +38,7 @@ def log_in(folder: Path, count: int = 300, **facts: Any) -> Path:
         )
         for one in records(count)
     ]
+    folder.mkdir(exist_ok=True)
     log = write_log(folder / "log.jsonl", batches)
     run = Run("r1", dp_rank=0, facts=FACTS | facts, num_dropped=lambda: 0)
     write_manifest(folder / "log.r1.run.json", run.manifest(log=log.name, started=0.0, updated=0.0))

@@ -14,12 +14,12 @@ from sched_profiler.reader import Tally, broken_line
 from sched_profiler.request_record import RequestRecord, decode_request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from sched_profiler.log_files import LogPath
+    from sched_profiler.log_files import LogFile, LogPath
 
-__all__ = ["Arrival", "arrivals_of", "load_arrivals", "load_requests"]
+__all__ = ["Arrival", "arrivals_of", "load_arrivals", "load_requests", "request_lines"]
 
 _NEEDED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 _CACHED = "num_cached_tokens"
@@ -53,10 +53,24 @@ def load_requests(
     """
     tally = tally if tally is not None else Tally()
     runs: dict[tuple[str, int | None], dict[int, RequestRecord]] = {}
+    for _, _, record in request_lines(*logs, tally=tally, skip_invalid=skip_invalid):
+        run = runs.setdefault((record.run_id, record.dp_rank), {})
+        run[record.request_number] = record
+    return {key: [run[number] for number in sorted(run)] for key, run in runs.items()}
+
+
+def request_lines(
+    *logs: LogPath, tally: Tally, skip_invalid: bool
+) -> Iterator[tuple[LogFile, bytes, RequestRecord]]:
+    """Yield the lines of the traces beside logs, each with its file and what it holds.
+
+    Raises:
+        LogError: as `load_requests` does.
+    """
     for file in find_request_traces(*logs):
         with open_log(file) as (stream, _):
-            # Of a run that goes on, the last line may be half written.
             for number, line in enumerate(stream, 1):
+                # Of a run that goes on, the last line may be half written.
                 if not line.endswith(b"\n"):
                     tally.num_half_written_lines += 1
                     continue
@@ -66,10 +80,8 @@ def load_requests(
                     if not skip_invalid:
                         raise LogError(broken_line(number, file.name, error)) from None
                     tally.num_skipped_lines += 1
-                    continue
-                run = runs.setdefault((record.run_id, record.dp_rank), {})
-                run[record.request_number] = record
-    return {key: [run[number] for number in sorted(run)] for key, run in runs.items()}
+                else:
+                    yield file, line, record
 
 
 def arrivals_of(records: Sequence[RequestRecord]) -> list[Arrival]:

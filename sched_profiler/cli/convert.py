@@ -39,13 +39,14 @@ def _run(options: argparse.Namespace) -> bool:
         if number
     ]
     files = str(done.files[0]) if len(done.files) == 1 else f"{len(done.files)} files"
-    say("; ".join([f"{done.num_records} records in {files}", *left_out]))
+    beside = [f"{len(done.companions)} manifests and request traces beside"] * bool(done.companions)
+    say("; ".join([f"{done.num_records} records in {files}", *beside, *left_out]))
     return True
 
 
 COMMAND = Command(
     name="convert",
-    purpose="Convert logs to Parquet.",
+    purpose="Convert logs to Parquet, with their run manifests and request traces.",
     examples="""\
   %(prog)s scheduler_profiling.jsonl run.parquet
       one file
