@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress, say
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
 
 if TYPE_CHECKING:
     import argparse

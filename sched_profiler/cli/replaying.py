@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sched_profiler.cli.terminal import progress, say
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
 from sched_profiler.reader import Tally
 
 if TYPE_CHECKING:
