@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["MANIFEST_VERSION", "Run", "RunFacts", "RunManifest", "parse_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_VERSION",
+    "Run",
+    "RunFacts",
+    "RunManifest",
+    "count_removed",
+    "parse_manifest",
+    "write_manifest",
+]
 
 MANIFEST_VERSION = 1
 """Version of the manifest that this package writes."""
@@ -229,6 +237,20 @@ def write_manifest(path: Path, manifest: RunManifest) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def count_removed(manifest: Path, num_records: int) -> None:
+    """Note in the manifest of a run that has ended that records of it gave way.
+
+    Raises:
+        OSError: if the manifest cannot be read or written.
+    """
+    try:
+        before = parse_manifest(manifest.read_bytes(), manifest.name)
+    except (FileNotFoundError, LogError):
+        return  # nothing to be true to
+    total = before.num_removed_records + num_records
+    write_manifest(manifest, attrs.evolve(before, num_removed_records=total))
 
 
 def parse_manifest(text: bytes, name: str) -> RunManifest:

@@ -24,7 +24,7 @@ from sched_profiler.request_record import (
     encode_request,
 )
 from sched_profiler.request_trace import REQUESTS, RequestTrace
-from sched_profiler.sinks.parts import Rotation
+from sched_profiler.sinks.rotation import Rotation
 from sched_profiler.testing import FakeClock
 
 SCHEMA = json.loads(

@@ -11,7 +11,8 @@ from sched_profiler.errors import LogError, SettingError, UploadError
 from sched_profiler.log_names import MANIFEST_SUFFIX, LogNames
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.redact import is_url
-from sched_profiler.sinks.parts import RunLocks, settle
+from sched_profiler.sinks.locks import RunLocks
+from sched_profiler.sinks.parts import settle
 from sched_profiler.store import Store
 
 if TYPE_CHECKING:
