@@ -40,7 +40,7 @@ class Boundary:
     def attempt(self, call: Callable[..., object], *args: object) -> Exception | None:
         """Call `call(*args)` if the part is still on; return why that went wrong, if it did."""
         if not self.is_open:
-            return SchedProfilerError(f"{self.part} is switched off")
+            return SchedProfilerError(f"{self.part} is switched off; the log says why")
         try:
             call(*args)
         except Exception as error:  # noqa: BLE001 - this is the boundary: whatever it is stays ours

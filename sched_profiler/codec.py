@@ -22,7 +22,7 @@ from sched_profiler.record import SCHEMA_VERSION, BatchRecord
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["decode", "encode", "json_object", "schema", "schema_text"]
+__all__ = ["decode", "encode", "json_object", "schema"]
 
 _converter = make_converter()
 # What a record holds is what JSON has words for: nothing needs to be converted.
@@ -145,8 +145,7 @@ def _schema_folder() -> Traversable:
 
 
 @functools.cache
-def schema_text(name: str) -> str:
-    """Return the text of a schema file of ours."""
+def _schema_text(name: str) -> str:
     return (_schema_folder() / name).read_text(encoding="utf-8")
 
 
@@ -158,5 +157,5 @@ def schema(version: int = SCHEMA_VERSION) -> dict[str, Any]:
     """
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema version {version} is unknown; known is {SCHEMA_VERSION}")
-    loaded: dict[str, Any] = json.loads(schema_text(f"batch-record-v{version}.schema.json"))
+    loaded: dict[str, Any] = json.loads(_schema_text(f"batch-record-v{version}.schema.json"))
     return loaded

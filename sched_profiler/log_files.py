@@ -263,7 +263,7 @@ class _Disk:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise LogError(f"{path} cannot be read: {error.strerror}") from None
+                raise LogError(f"{path} cannot be read: {error.strerror}; name another") from None
         raise LogError(
             f"{path}: no such file; a server writes its log where VLLM_SCHEDULER_PROFILING_LOG "
             "says, relative to the folder it was started in"
@@ -302,7 +302,7 @@ def _on_disk(name: str) -> list[LogFile]:
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 - a pattern
         paths = [path for path in matching if Path(path).is_file() and not _is_beside_log(path)]
         if not paths:
-            raise LogError(f"{name}: no such file; nothing matches this pattern")
+            raise LogError(f"{name}: no such file; nothing matches this pattern, name another")
     else:
         paths = [name]
     return [LogFile(path, _size(path), path, _DISK) for path in _without_twins(paths)]

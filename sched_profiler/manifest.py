@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["MANIFEST_VERSION", "Run", "RunFacts", "RunManifest", "parse_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_VERSION",
+    "Run",
+    "RunFacts",
+    "RunManifest",
+    "count_removed",
+    "parse_manifest",
+    "write_manifest",
+]
 
 MANIFEST_VERSION = 1
 """Version of the manifest that this package writes."""
@@ -231,6 +239,20 @@ def write_manifest(path: Path, manifest: RunManifest) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def count_removed(manifest: Path, num_records: int) -> None:
+    """Note in the manifest of a run that has ended that records of it gave way.
+
+    Raises:
+        OSError: if the manifest cannot be read or written.
+    """
+    try:
+        before = parse_manifest(manifest.read_bytes(), manifest.name)
+    except (FileNotFoundError, LogError):
+        return  # nothing to be true to
+    total = before.num_removed_records + num_records
+    write_manifest(manifest, attrs.evolve(before, num_removed_records=total))
+
+
 def parse_manifest(text: bytes, name: str) -> RunManifest:
     """Return the manifest that a file holds; fields that this version does not know are ignored.
 
@@ -242,18 +264,22 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
     except SchemaVersionError as error:
         raise LogError(f"{name}: {error}") from None
     except RecordError as error:
-        raise LogError(f"{name} is no run manifest: {error}") from None
+        raise _no_manifest(name, str(error)) from None
     known = {}
     for field in attrs.fields(RunManifest):
         if field.name not in fields:
             if field.default is attrs.NOTHING:
-                raise LogError(f"{name} is no run manifest: it lacks {field.name}")
+                raise _no_manifest(name, f"it lacks {field.name}")
             continue
         value = fields[field.name]
         if not _has_type(value, field.type):
-            raise LogError(f"{name} is no run manifest: {field.name} is {shown(value)}")
+            raise _no_manifest(name, f"{field.name} is {shown(value)}")
         known[field.name] = value
     return RunManifest(**known)
+
+
+def _no_manifest(name: str, reason: str) -> LogError:
+    return LogError(f"{name} is no run manifest: {reason}; copy it again, or move it away")
 
 
 def _has_type(value: Any, kind: Any) -> bool:

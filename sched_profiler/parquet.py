@@ -45,6 +45,8 @@ SCHEMA: Any = pa.schema([_field(field) for field in attrs.fields(BatchRecord)])
 _ROWS = 32_768
 """How many rows are held at a time."""
 
+_REMEDY = "write it again with `sched-profiler convert`"
+
 
 def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterator[Any]:
     """Yield some columns of a file, all null where it lacks an optional one, as Arrow tables.
@@ -59,10 +61,7 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
             present = set(source.schema_arrow.names)
             missing = [f.name for f in SCHEMA if not f.nullable and f.name not in present]
             if missing:
-                raise LogError(
-                    f"{file.name} lacks the columns {', '.join(missing)}; a log as Parquet is what "
-                    "`sched-profiler convert` writes"
-                )
+                raise LogError(f"{file.name} lacks the columns {', '.join(missing)}; {_REMEDY}")
             num_rows, total = 0, max(source.metadata.num_rows, 1)
             # Of a newer version, no column can be trusted.
             wanted = {*columns, "schema_version"} & present
@@ -72,7 +71,7 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
                 tally.num_bytes = already + file.num_bytes * num_rows // total
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
-            raise LogError(f"{file.name} is no Parquet ({reason:.200}); write it again") from None
+            raise LogError(f"{file.name} is no Parquet ({reason:.200}); {_REMEDY}") from None
     tally.num_bytes = already + file.num_bytes
 
 
@@ -97,11 +96,11 @@ def _column(table: Any, column: str, name: str, first_row: int) -> Any:
         cast = values.cast(field.type)
     except pa.ArrowException:
         raise LogError(
-            f"{name}: the column {column} is of {values.type}; expected {field.type}"
+            f"{name}: the column {column} is of {values.type}, not {field.type}; {_REMEDY}"
         ) from None
     if cast.null_count and not field.nullable:
         row = first_row + pc.index(pc.is_null(cast), True).as_py() + 1
-        raise LogError(f"row {row} of {name}: {column} is null; a record needs it")
+        raise LogError(f"row {row} of {name}: {column} is null, which it never is; {_REMEDY}")
     return cast
 
 

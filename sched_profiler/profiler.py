@@ -296,7 +296,10 @@ class Batch:
         """
         ended = self._profiler.clock.monotonic_ns()
         if unknown := optional.keys() - OptionalContents.__annotations__.keys():
-            raise TypeError(f"a batch has no {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"a batch has no {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(sorted(OptionalContents.__annotations__))}"
+            )
         if self._id is not None or not (prefill_chunk_sizes or decode_chunk_sizes):
             return
         self._ended = ended

@@ -33,6 +33,7 @@ __all__ = [
     "LogPath",
     "Span",
     "Tally",
+    "broken_line",
     "decode_block",
     "decode_lines",
     "empty_error",
@@ -241,7 +242,7 @@ def decode_lines(
                 continue
             if not skip_invalid:
                 number = block.line_number(index)
-                raise LogError(_broken_line(number, block.log, error)) from None
+                raise LogError(broken_line(number, block.log, error)) from None
             tally.num_skipped_lines += 1
         else:
             yield index, converted
@@ -260,7 +261,8 @@ def was_cut_by_a_crash(line: bytes, following: bytes) -> bool:
         return False
 
 
-def _broken_line(number: int, log: str, error: RecordError) -> str:
+def broken_line(number: int, log: str, error: RecordError) -> str:
+    """Return what to say of a line that holds no record: where it is, and what to do about it."""
     message = f"line {number} of {log}: {error}"
     # Skipping what a newer version wrote is rarely what is wanted, and that error has a remedy.
     if isinstance(error, SchemaVersionError):

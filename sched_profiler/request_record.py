@@ -6,13 +6,12 @@ a request ends. Nothing of what a request says is in it.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import attrs
 import orjson
 
-from sched_profiler.codec import json_object, schema_text
+from sched_profiler.codec import json_object
 from sched_profiler.errors import RecordError, shown
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "RequestRecord",
     "decode_request",
     "encode_request",
-    "request_schema",
 ]
 
 TRACE_VERSION = 1
@@ -74,6 +72,7 @@ class RequestRecord:
 
 attrs.resolve_types(RequestRecord)
 _FIELDS = attrs.fields(RequestRecord)
+_WORDS: dict[Any, str] = {int: "an integer", float: "a number", str: "a string"}
 
 
 def encode_request(record: RequestRecord) -> bytes:
@@ -96,17 +95,12 @@ def decode_request(line: bytes | str) -> RequestRecord:
         value = fields[field.name]
         kinds: tuple[Any, ...] = getattr(field.type, "__args__", (field.type,))
         if type(value) not in kinds and not (type(value) is int and float in kinds):
-            raise RecordError(f"{field.name} is {shown(value)}")
+            expected = " or ".join("null" if k is type(None) else _WORDS[k] for k in kinds)
+            raise RecordError(f"{field.name} is {shown(value)}; expected {expected}")
         if isinstance(value, int) and value < 0:
-            raise RecordError(f"{field.name} is {value}; it cannot be negative")
+            raise RecordError(f"{field.name} is {value}; expected 0 or more")
         known[field.name] = value
     record = RequestRecord(**known)
     if record.outcome not in OUTCOMES:
         raise RecordError(f"outcome is {shown(record.outcome)}; expected {', '.join(OUTCOMES)}")
     return record
-
-
-def request_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a line of a request trace, as a fresh dict."""
-    loaded: dict[str, Any] = json.loads(schema_text(f"request-trace-v{TRACE_VERSION}.schema.json"))
-    return loaded

@@ -148,7 +148,9 @@ def _positive(environ: Mapping[str, str], name: str, *, maximum: int = 999_999_9
     if not value:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", value) or not 0 < int(value) <= maximum:
-        raise SettingError(f"{name}={environ[name]!r} is no whole number above 0, up to {maximum}")
+        raise SettingError(
+            f"{name}={environ[name]!r} cannot be; use a whole number above 0, up to {maximum}"
+        )
     return int(value)
 
 

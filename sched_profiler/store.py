@@ -66,7 +66,9 @@ def require(url: str) -> None:
             f"install it with: {install_command(extra)}"
         ) from None
     except ValueError:
-        raise SettingError(f"{scheme}:// is no kind of URL that fsspec knows") from None
+        raise SettingError(
+            f"{scheme}:// is no kind of URL that fsspec knows; write it like s3://bucket/prefix/"
+        ) from None
 
 
 class Store:

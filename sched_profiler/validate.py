@@ -17,12 +17,12 @@ import msgspec
 from jsonschema import Draft202012Validator
 
 from sched_profiler.codec import schema
-from sched_profiler.log_files import logs_to_read
+from sched_profiler.log_files import find_logs, logs_to_read
 from sched_profiler.reader import Tally, empty_error, read_blocks, was_cut_by_a_crash
 from sched_profiler.record import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sched_profiler.log_files import LogPath
     from sched_profiler.reader import Block
@@ -83,16 +83,21 @@ class Report:
         return "; ".join(parts)
 
 
-def validate(*logs: LogPath, limit: int = 20) -> Report:
+def validate(
+    *logs: LogPath, limit: int = 20, progress: Callable[[int, int], None] | None = None
+) -> Report:
     """Validate logs, each record against the schema of its own version, in bounded memory.
 
     Args:
         *logs: paths, folders, patterns or URLs.
         limit: how many violations to keep; all are counted.
+        progress: called again and again with the number of bytes read so far and of all bytes, as
+            they are on the disk.
 
     Raises:
         LogError: if a log cannot be read, or none holds anything.
     """
+    total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     report = Report()
     tally = Tally()
     for file in logs_to_read(*logs):
@@ -101,6 +106,8 @@ def validate(*logs: LogPath, limit: int = 20) -> Report:
                 report.num_violations += 1
                 if len(report.violations) < limit:
                     report.violations.append(violation)
+            if progress:
+                progress(tally.num_bytes, total)
     report.num_half_written_lines = tally.num_half_written_lines
     if not report.num_records:
         raise empty_error(logs, tally)

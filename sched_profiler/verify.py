@@ -18,13 +18,13 @@ import attrs
 
 from sched_profiler.clock import SYSTEM_CLOCK
 from sched_profiler.errors import printable
-from sched_profiler.log_files import find_manifests, logs_to_read
+from sched_profiler.log_files import find_logs, find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
 from sched_profiler.reader import Tally, empty_error, file_records
 from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sched_profiler.log_files import LogPath
     from sched_profiler.record import BatchRecord
@@ -211,20 +211,27 @@ class _Seen:
         self.last_timestamp = max(self.last_timestamp, record.timestamp)
 
 
-def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
+def verify(
+    *logs: LogPath,
+    skip_invalid: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
     """Check that logs are complete.
 
     Args:
         *logs: paths, folders, patterns or URLs. Name all parts of a log: what is not named is
             missing. Manifests are looked for in the folders of the logs.
         skip_invalid: go on after a line that holds no record, and count it.
+        progress: called again and again with the number of bytes read so far and of all bytes, as
+            they are on the disk.
 
     Raises:
         LogError: if a log is missing, a line holds no record, or the logs hold none at all.
     """
     # First: a run that lives writes records before it says so.
     manifests = _manifests(*logs)
-    tally = Tally()
+    total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
+    tally, num_told = Tally(), 0
     seen: dict[Any, _Seen] = {}
     names = set()
     for file in logs_to_read(*logs):
@@ -239,6 +246,9 @@ def verify(*logs: LogPath, skip_invalid: bool = False) -> Report:
             if key not in seen:
                 seen[key] = _Seen(record)
             seen[key].add(record)
+            if progress and tally.num_bytes != num_told:
+                num_told = tally.num_bytes
+                progress(num_told, total)
     found = {run.run_id for run in seen.values()}
     # A run none of whose records is here is ours to miss only if it wrote to one of these files.
     silent = [m for m in manifests.values() if m.run_id not in found and _belongs(m, logs, names)]

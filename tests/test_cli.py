@@ -17,7 +17,7 @@ from synthetic import batch, records, seed_record, write_log
 from sched_profiler import __version__
 from sched_profiler.cli import COMMANDS, main
 from sched_profiler.cli.command import Command
-from sched_profiler.cli.terminal import progress
+from sched_profiler.cli.progress import progress
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
 
@@ -337,6 +337,20 @@ def test_work_that_takes_long_shows_progress_on_a_terminal(
         " " * len(shown[2]),
         "",
     ]
+
+
+@pytest.mark.parametrize("command", ["verify", "validate"])
+def test_commands_that_read_whole_logs_show_progress(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """As if reading this log took long."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sched_profiler.cli.progress._SILENT_S", 0)
+    monkeypatch.setattr("sched_profiler.cli.progress._PAUSE_S", 0)
+    assert main([command, str(log)]) == 0
+    shown = capsys.readouterr().err.split("\r")
+    assert re.match(r"(read|validat)ing 100% \[#{24}\] ", shown[1])
+    assert shown[-2:] == [" " * len(shown[1]), ""]
 
 
 def test_quick_work_and_work_without_a_terminal_show_nothing(

@@ -38,6 +38,7 @@ def log_in(folder: Path, count: int = 300, **facts: Any) -> Path:
         )
         for one in records(count)
     ]
+    folder.mkdir(exist_ok=True)
     log = write_log(folder / "log.jsonl", batches)
     run = Run("r1", dp_rank=0, facts=FACTS | facts, num_dropped=lambda: 0)
     write_manifest(folder / "log.r1.run.json", run.manifest(log=log.name, started=0.0, updated=0.0))
@@ -172,9 +173,24 @@ def test_a_damaged_trace_is_an_error_with_its_line(tmp_path: Path, capsys: Captu
     log = log_in(tmp_path, 30)
     log.with_suffix(".requests.jsonl").write_bytes(encode_request(RECORD) + b"[]\n")
     assert "line 2 of" in failure(capsys, "tune", log)
+    assert "--skip-invalid goes on without such lines" in failure(capsys, "tune", log)
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0,1,x\n")
     assert "line 2 of" in failure(capsys, "capacity", log, "--trace", trace)
+
+
+def test_damaged_lines_can_be_skipped_and_are_counted(tmp_path: Path, capsys: Capture) -> None:
+    """Of the log and of the request trace; then it goes on, here to a fit that lacks batches."""
+    log = log_in(tmp_path, 30)
+    with log.open("ab") as file:
+        file.write(b"{}\n")
+    request = encode_request(attrs.evolve(RECORD, run_id="r1"))
+    log.with_suffix(".requests.jsonl").write_bytes(b"[]\n{}\n" + request)
+    for command in ("tune", "capacity"):
+        assert main([command, str(log), "--skip-invalid"]) == 2
+        said = capsys.readouterr().err
+        assert "3 invalid lines left out\n" in said
+        assert "a fit needs 100" in said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
 from synthetic import batch, records, write_log
 
 from sched_profiler import BatchRecord, JsonlSink, RemoteSink, Rotation, SettingError
@@ -274,6 +273,7 @@ def test_parquet_does_not_grow(tmp_path: Path) -> None:
 
 def test_a_url_that_cannot_be_read_here_is_an_error_at_once() -> None:
     """Waiting would not help."""
+    pytest.importorskip("fsspec")
     with pytest.raises(SettingError, match="no kind of URL"):
         Follower("nonsense://bucket/")
 
@@ -291,7 +291,7 @@ def test_following_waits_for_more(tmp_path: Path) -> None:
 
 def test_objects_are_read_as_they_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a real S3 server: first there is none, then each is read once."""
-    server = S3Server(tmp_path)
+    server = pytest.importorskip("s3_server").S3Server(tmp_path)
     server.start()
     try:
         for name, value in server.environ.items():

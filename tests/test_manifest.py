@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -280,5 +281,6 @@ def test_a_manifest_of_a_later_minor_version_is_read() -> None:
 )
 def test_what_is_no_manifest_is_an_error_that_says_why(text: str, message: str) -> None:
     """Naming the file."""
-    with pytest.raises(LogError, match=message):
+    with pytest.raises(LogError, match=message) as error:
         parse_manifest(text.encode(), "m")
+    assert re.search("; (copy it again, or move it away|upgrade sched-profiler)$", str(error.value))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import sched_profiler
 from sched_profiler.boundary import Boundary
 from sched_profiler.messages import logger
 
@@ -62,3 +66,23 @@ def test_a_message_without_credentials_is_as_it_was(caplog: pytest.LogCaptureFix
     """Whatever its arguments are."""
     logger.warning("%d of %s", 3, ["s3://bucket/a/"])
     assert caplog.messages == ["3 of ['s3://bucket/a/']"]
+
+
+def test_every_error_says_what_to_do() -> None:
+    """After a semicolon, or as what was expected; only one that passes another on does not."""
+    kinds = {"LogError", "SettingError", "SchedProfilerError"}
+    package = Path(sched_profiler.__file__).parent
+    found, lacking = 0, []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in kinds):
+                continue
+            if not isinstance(message := node.args[0], ast.JoinedStr | ast.Constant):
+                continue
+            texts = [each.value for each in ast.walk(message) if isinstance(each, ast.Constant)]
+            text = "".join(map(str, texts))
+            found += 1
+            if text != ": " and "; " not in text and "expected" not in text:
+                lacking.append(f"{path.relative_to(package)}:{node.lineno}: {text}")
+    assert found > 40
+    assert not lacking

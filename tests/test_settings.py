@@ -78,12 +78,12 @@ def test_all_variables_are_read() -> None:
     [
         ("VLLM_ENABLE_SCHEDULER_PROFILING", "maybe", "use true, 1, false or 0"),
         ("VLLM_SCHEDULER_PROFILING_CONSOLE", "yes", "use true, 1, false or 0"),
-        ("SCHED_PROFILER_CONSOLE_EVERY", "0", "no whole number above 0"),
-        ("SCHED_PROFILER_CONSOLE_EVERY", "-3", "no whole number above 0"),
-        ("SCHED_PROFILER_CONSOLE_EVERY", "ten", "no whole number above 0"),
-        ("SCHED_PROFILER_PART_MIB", "64MiB", "no whole number above 0"),
+        ("SCHED_PROFILER_CONSOLE_EVERY", "0", "use a whole number above 0"),
+        ("SCHED_PROFILER_CONSOLE_EVERY", "-3", "use a whole number above 0"),
+        ("SCHED_PROFILER_CONSOLE_EVERY", "ten", "use a whole number above 0"),
+        ("SCHED_PROFILER_PART_MIB", "64MiB", "use a whole number above 0"),
         ("SCHED_PROFILER_COMPRESS", "lz4", "use gzip, zstd or none"),
-        ("SCHED_PROFILER_PROMETHEUS_PORT", "65536", "no whole number above 0, up to 65535"),
+        ("SCHED_PROFILER_PROMETHEUS_PORT", "65536", "use a whole number above 0, up to 65535"),
     ],
 )
 def test_a_wrong_value_names_variable_value_and_remedy(name: str, value: str, remedy: str) -> None:

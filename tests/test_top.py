@@ -136,6 +136,21 @@ def test_it_waits_for_a_log_and_shows_what_comes(
     assert terminal.printed.rfind(b"\x1b[?25h") > terminal.printed.rfind(b"\x1b[?25l")
 
 
+def test_it_draws_as_often_as_it_is_told(tmp_path: Path, capsys: Capture) -> None:
+    """In an interval of hours only the first frame is seen; a key is answered at once."""
+    log = tmp_path / "run.jsonl"
+    with Terminal([*TOP, str(log), "--interval=600min"]) as terminal:
+        terminal.wait_for_text("waiting for the first record")
+        log.write_bytes(b"".join(map(encode, ended(0.1, 300, run_id="first"))))
+        time.sleep(2)  # by default there would be many more frames by now
+        terminal.type("q")
+        assert terminal.wait() == 0
+        assert b"slow batch" not in terminal.printed
+    with pytest.raises(SystemExit, match="2"):
+        main(["top", str(log), "--interval=1ms"])
+    assert "'1ms' is too short; at least 0.02 s" in capsys.readouterr().err
+
+
 def test_ctrl_c_and_signals_end_it_as_well(log: Path) -> None:
     """And leave the terminal as it was."""
     for end, code in (("\x03", 0), (signal.SIGTERM, 128 + signal.SIGTERM)):

@@ -322,3 +322,17 @@ def test_it_is_fast(tmp_path: Path, num_decodes: int) -> None:
     began = time.thread_time()
     assert validate(path).num_violations == 0
     assert 20_000 / (time.thread_time() - began) > 40_000
+
+
+def test_progress_is_told_how_much_is_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number grows up to the size of the logs."""
+    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    log = write_log(tmp_path / "log.jsonl", plausible_records(50))
+    seen: list[tuple[int, int]] = []
+    validate(log, progress=lambda done, total: seen.append((done, total)))
+    size = log.stat().st_size
+    assert len(seen) > 5
+    assert seen == sorted(seen)
+    assert seen[-1] == (size, size)

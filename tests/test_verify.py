@@ -214,3 +214,17 @@ def test_what_a_live_run_writes_while_it_is_verified_is_not_missing(
     assert (run.num_records, run.num_missing, run.end) == (10, 0, "none")
     monkeypatch.undo()
     assert verify(tmp_path).runs[0].num_records == 20
+
+
+def test_progress_is_told_how_much_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number grows up to the size of the logs."""
+    monkeypatch.setattr("sched_profiler.reader._BLOCK_BYTES", 2_000)
+    log = write_log(tmp_path / "log.jsonl", records(50))
+    seen: list[tuple[int, int]] = []
+    verify(log, progress=lambda done, total: seen.append((done, total)))
+    size = log.stat().st_size
+    assert len(seen) > 5
+    assert seen == sorted(seen)
+    assert seen[-1] == (size, size)

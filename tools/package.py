@@ -53,12 +53,18 @@ CONTENTS = {
 TEST_TOOLS = ["hypothesis", "jsonschema", "pytest", "pytest-timeout"]
 
 CORE_TESTS = [
-    *(f"tests/sinks/test_{n}.py" for n in ("console", "factories", "jsonl", "parts", "tee")),
+    *(
+        f"tests/sinks/test_{name}.py"
+        for name in (
+            *("console", "factories", "jsonl", "locks", "parts", "priority", "rotation", "tee"),
+        )
+    ),
     *(
         f"tests/test_{name}.py"
         for name in (
-            *("codec", "compression", "extras", "faults", "lifetime", "log_names", "messages"),
-            *("profiler", "reader", "record", "settings", "verify", "writer"),
+            *("codec", "compression", "extras", "faults", "follow", "lifetime", "log_files"),
+            *("log_names", "manifest", "messages", "profiler", "reader", "record", "redact"),
+            *("request_trace", "settings", "verify", "writer"),
         )
     ),
 ]

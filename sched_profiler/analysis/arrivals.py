@@ -10,15 +10,16 @@ import attrs
 
 from sched_profiler.errors import LogError, RecordError, shown
 from sched_profiler.log_files import find_request_traces, open_log
+from sched_profiler.reader import Tally, broken_line
 from sched_profiler.request_record import RequestRecord, decode_request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from sched_profiler.log_files import LogPath
+    from sched_profiler.log_files import LogFile, LogPath
 
-__all__ = ["Arrival", "arrivals_of", "load_arrivals", "load_requests"]
+__all__ = ["Arrival", "arrivals_of", "load_arrivals", "load_requests", "request_lines"]
 
 _NEEDED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 _CACHED = "num_cached_tokens"
@@ -37,26 +38,50 @@ class Arrival:
     """Tokens of the prompt that the prefix cache held."""
 
 
-def load_requests(*logs: LogPath) -> dict[tuple[str, int | None], list[RequestRecord]]:
+def load_requests(
+    *logs: LogPath, skip_invalid: bool = False, tally: Tally | None = None
+) -> dict[tuple[str, int | None], list[RequestRecord]]:
     """Return the requests in the traces beside logs, by run and rank, in the order they came.
+
+    Args:
+        *logs: paths, folders, patterns or URLs.
+        skip_invalid: go on after a line that holds no request, and count it.
+        tally: filled with counts of what was skipped.
 
     Raises:
         LogError: if a trace cannot be read, or a line holds no request; it names file and line.
     """
+    tally = tally if tally is not None else Tally()
     runs: dict[tuple[str, int | None], dict[int, RequestRecord]] = {}
+    for _, _, record in request_lines(*logs, tally=tally, skip_invalid=skip_invalid):
+        run = runs.setdefault((record.run_id, record.dp_rank), {})
+        run[record.request_number] = record
+    return {key: [run[number] for number in sorted(run)] for key, run in runs.items()}
+
+
+def request_lines(
+    *logs: LogPath, tally: Tally, skip_invalid: bool
+) -> Iterator[tuple[LogFile, bytes, RequestRecord]]:
+    """Yield the lines of the traces beside logs, each with its file and what it holds.
+
+    Raises:
+        LogError: as `load_requests` does.
+    """
     for file in find_request_traces(*logs):
         with open_log(file) as (stream, _):
-            # Of a run that goes on, the last line may be half written.
             for number, line in enumerate(stream, 1):
+                # Of a run that goes on, the last line may be half written.
                 if not line.endswith(b"\n"):
+                    tally.num_half_written_lines += 1
                     continue
                 try:
                     record = decode_request(line)
                 except RecordError as error:
-                    raise LogError(f"line {number} of {file.name}: {error}") from None
-                run = runs.setdefault((record.run_id, record.dp_rank), {})
-                run[record.request_number] = record
-    return {key: [run[number] for number in sorted(run)] for key, run in runs.items()}
+                    if not skip_invalid:
+                        raise LogError(broken_line(number, file.name, error)) from None
+                    tally.num_skipped_lines += 1
+                else:
+                    yield file, line, record
 
 
 def arrivals_of(records: Sequence[RequestRecord]) -> list[Arrival]:
@@ -94,13 +119,15 @@ def load_arrivals(path: Path) -> list[Arrival]:
                 )
             arrivals = [_arrival(row, f"line {rows.line_num} of {path}") for row in rows]
     except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}") from None
+        raise LogError(f"{path} cannot be read: {error.strerror}; name another file") from None
     except UnicodeDecodeError:
         raise LogError(f"{path} is no text in UTF-8; save it as CSV") from None
     except csv.Error as error:
-        raise LogError(f"line {rows.line_num} of {path} is no CSV: {error}") from None
+        raise LogError(
+            f"line {rows.line_num} of {path} is no CSV: {error}; save it as CSV again"
+        ) from None
     if not arrivals:
-        raise LogError(f"{path} has no request below its heading")
+        raise LogError(f"{path} has no request below its heading; add a line for each")
     return sorted(arrivals, key=lambda arrival: arrival.time)
 
 

@@ -271,7 +271,7 @@ def find_capacity(
     if not sustained:
         raise LogError(
             f"even at {rate * saturated:.3g} requests/s the queue grows: the logs do not fit the "
-            "requests"
+            "requests; name the logs of the engine that served them"
         )
     last = tried[saturated if math.isfinite(saturated) else sustained]
     return Capacity(

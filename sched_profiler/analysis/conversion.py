@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from pyarrow import parquet as pq
 
+from sched_profiler.analysis.companions import Manifests, copy_request_traces
 from sched_profiler.analysis.layout import SCHEMA
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.analysis.runs import starts_over
@@ -42,12 +43,14 @@ class Conversion:
         num_skipped_lines: lines that hold no record and were skipped because the caller asked.
         num_half_written_lines: lines that their writer had not finished.
         files: what was written.
+        companions: run manifests and request traces that were written beside them.
     """
 
     num_records: int = 0
     num_skipped_lines: int = 0
     num_half_written_lines: int = 0
     files: list[Path] = attrs.field(factory=list)
+    companions: list[Path] = attrs.field(factory=list)
 
 
 def convert(
@@ -61,6 +64,10 @@ def convert(
     The columns are the fields of a record. Fields that this version does not know are left out. A
     file of Parquet does not say which log a row is from, so that a run without a `run_id` is given
     one: the name of its log and a number.
+
+    The manifests of the runs, and their requests where there is a request trace, are written beside
+    the files, unless they are there. Their names begin with `_`: what reads a folder of Parquet
+    passes over them.
 
     Args:
         *logs: as for `scan`.
@@ -78,24 +85,32 @@ def convert(
         raise SchedProfilerError(f"{name} is a URL; convert to a file or folder, and copy that")
     total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     done, tally = Conversion(), Tally()
+    # First: a run that lives writes records before it says so.
+    manifests = Manifests(*logs)
+    places: dict[Any, Path] = {}
+    is_folder = name.endswith(("/", os.sep)) or Path(name).is_dir()
 
     def rows_of_all() -> Iterator[pl.DataFrame]:
         for number, file in enumerate(logs_to_read(*logs)):
             names = _Names(f"{Path(file.name).name.partition('.')[0]}-{number}")
             for rows in read_rows(file, tally, tuple(SCHEMA), skip_invalid=skip_invalid):
                 done.num_records += len(rows)
-                yield names.fill(rows)
+                filled = names.fill(rows)
+                for run in filled.select("run_id", "dp_rank").unique().iter_rows():
+                    places[run] = _first_file(Path(name), *run) if is_folder else Path(name)
+                yield filled
                 if progress:
                     progress(tally.num_bytes, total)
         if not done.num_records:
             raise empty_error(logs, tally)
 
-    is_folder = name.endswith(("/", os.sep)) or Path(name).is_dir()
     try:
         if is_folder:
             _write_folder(Path(name), rows_of_all(), done.files)
         else:
             _write_file(Path(name), rows_of_all(), done.files)
+        done.companions += manifests.copy(places)
+        done.companions += copy_request_traces(logs, places, tally, skip_invalid=skip_invalid)
     except OSError as error:
         raise SchedProfilerError(
             f"cannot write {error.filename or name}: {error.strerror or error}; name another place"
@@ -152,6 +167,12 @@ def _write_file(path: Path, rows: Iterator[pl.DataFrame], written: list[Path]) -
     written.append(path)
 
 
+def _first_file(folder: Path, run_id: Any, dp_rank: Any) -> Path:
+    # As dots alone it would be another folder.
+    run = quote(str(run_id), safe="").replace(".", "%2E")
+    return folder / f"run={run}" / f"rank={'none' if dp_rank is None else dp_rank}" / "0.parquet"
+
+
 def _write_folder(folder: Path, rows: Iterator[pl.DataFrame], written: list[Path]) -> None:
     held: dict[Path, list[pl.DataFrame]] = {}
     num_held: dict[Path, int] = {}
@@ -169,9 +190,7 @@ def _write_folder(folder: Path, rows: Iterator[pl.DataFrame], written: list[Path
 
     for some in rows:
         for (run_id, dp_rank), group in some.group_by("run_id", "dp_rank", maintain_order=True):
-            # As dots alone it would be another folder.
-            run = quote(str(run_id), safe="").replace(".", "%2E")
-            place = folder / f"run={run}" / f"rank={'none' if dp_rank is None else dp_rank}"
+            place = _first_file(folder, run_id, dp_rank).parent
             held.setdefault(place, []).append(group)
             num_held[place] = num_held.get(place, 0) + len(group)
             if num_held[place] >= _ROWS:

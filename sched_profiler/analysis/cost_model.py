@@ -165,14 +165,14 @@ class StepTimeModel:
         try:
             data = json.loads(text)
             if data.pop("format") != FORMAT or data.pop("unit") != "ms":
-                raise LogError(f"this is no step-time model; expected the format {FORMAT!r}")
+                raise _no_model(f"its format is not {FORMAT}, in ms")
             terms = tuple(Term(**term) for term in data.pop("terms"))
             validation = CrossValidation(**data.pop("cross_validation"))
             model = cls(terms=terms, cross_validation=validation, **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LogError(f"this is no step-time model: {error}") from None
+            raise _no_model(str(error)) from None
         if tuple(term.name for term in model.terms) != TERMS:
-            raise LogError(f"this is no step-time model: its terms are not {', '.join(TERMS)}")
+            raise _no_model(f"its terms are not {', '.join(TERMS)}")
         return model
 
     def __str__(self) -> str:
@@ -206,6 +206,12 @@ class StepTimeModel:
 
     def _repr_html_(self) -> str:
         return preformatted(str(self))
+
+
+def _no_model(reason: str) -> LogError:
+    return LogError(
+        f"this is no step-time model: {reason}; write one with `sched-profiler fit --out`"
+    )
 
 
 def _remark(term: Term) -> str:

@@ -9,7 +9,7 @@ import polars as pl
 
 from sched_profiler.record import BatchRecord
 
-__all__ = ["LISTS", "NULLABLE", "REQUIRED", "SCHEMA"]
+__all__ = ["NULLABLE", "REQUIRED", "SCHEMA"]
 
 _TYPES: dict[Any, Any] = {
     int: pl.Int64(),
@@ -36,9 +36,6 @@ SCHEMA: dict[str, Any] = {field.name: _TYPES[_split_type(field.type)[0]] for fie
 
 NULLABLE = frozenset(field.name for field in _FIELDS if _split_type(field.type)[1])
 """Fields that may be unknown."""
-
-LISTS = tuple(name for name, kind in SCHEMA.items() if isinstance(kind, pl.List))
-"""Fields that hold several values."""
 
 REQUIRED = frozenset(field.name for field in _FIELDS if field.default is attrs.NOTHING) - {
     # A fork of the original feature that measures scheduling only has neither.

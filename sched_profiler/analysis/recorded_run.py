@@ -70,7 +70,8 @@ class RecordedRun:
         """
         if self.lacking:
             raise LogError(
-                f"{', '.join(self.lacking)} of run {self.run_id} are not known; a replay needs them"
+                f"{', '.join(self.lacking)} of run {self.run_id} are not known, and a replay needs "
+                "them; give them to find_run as told"
             )
         return EngineSettings(**self.limits)
 

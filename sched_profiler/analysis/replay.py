@@ -267,7 +267,8 @@ class _Clock:
             raise LogError(
                 f"request {number} ({arrival.num_prompt_tokens} prompt and "
                 f"{arrival.num_output_tokens} output tokens) can never be scheduled with these "
-                "settings: the KV cache or the budget is too small for it"
+                "settings: the KV cache or the budget is too small for it; give larger ones, or "
+                "leave it out"
             )
         return False
 

@@ -15,7 +15,8 @@ from sched_profiler.cli.command import (
     needing,
     writing,
 )
-from sched_profiler.cli.terminal import progress, say
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
 from sched_profiler.whole_file import whole_file
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.progress import counting
 from sched_profiler.cli.replaying import add_trace, fitted, read
-from sched_profiler.cli.terminal import counting, say
+from sched_profiler.cli.terminal import say
 from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:

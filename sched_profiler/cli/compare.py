@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_skip_invalid, needing, writing
-from sched_profiler.cli.terminal import progress, say
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
 from sched_profiler.errors import printable
 from sched_profiler.whole_file import whole_file
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
-from sched_profiler.cli.terminal import progress, say
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
 
 if TYPE_CHECKING:
     import argparse
@@ -39,13 +40,14 @@ def _run(options: argparse.Namespace) -> bool:
         if number
     ]
     files = str(done.files[0]) if len(done.files) == 1 else f"{len(done.files)} files"
-    say("; ".join([f"{done.num_records} records in {files}", *left_out]))
+    beside = [f"{len(done.companions)} manifests and request traces beside"] * bool(done.companions)
+    say("; ".join([f"{done.num_records} records in {files}", *beside, *left_out]))
     return True
 
 
 COMMAND = Command(
     name="convert",
-    purpose="Convert logs to Parquet.",
+    purpose="Convert logs to Parquet, with their run manifests and request traces.",
     examples="""\
   %(prog)s scheduler_profiling.jsonl run.parquet
       one file

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
-from sched_profiler.cli.terminal import progress
+from sched_profiler.cli.progress import progress
+from sched_profiler.cli.terminal import say
+from sched_profiler.reader import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,9 +96,13 @@ def read(options: argparse.Namespace, told: Mapping[str, int] | None = None) -> 
     with progress("reading") as advance:
         df = analysis.load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     manifests = analysis.load_manifests(*options.logs)
-    run = find_run(
-        df, manifests, arrivals.load_requests(*options.logs), told=told, arrivals=given or ()
+    of_requests = Tally()
+    requests_of_runs = arrivals.load_requests(
+        *options.logs, skip_invalid=options.skip_invalid, tally=of_requests
     )
+    if skipped := df.attrs["num_skipped_lines"] + of_requests.num_skipped_lines:
+        say(f"{skipped} invalid lines left out", stream=sys.stderr)
+    run = find_run(df, manifests, requests_of_runs, told=told, arrivals=given or ())
     if given is not None:
         return Recorded(
             df=df,

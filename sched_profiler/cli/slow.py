@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, count, needing
-from sched_profiler.cli.terminal import progress
+from sched_profiler.cli.progress import progress
 from sched_profiler.errors import printable
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid, needing
+from sched_profiler.cli.progress import counting
 from sched_profiler.cli.replaying import add_trace, fitted, read
-from sched_profiler.cli.terminal import counting, say
+from sched_profiler.cli.terminal import say
 from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:

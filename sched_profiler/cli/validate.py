@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sched_profiler.cli.command import Command, add_json, add_logs, count, needing
+from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     with needing("validate", "validate"):
         from sched_profiler.validate import validate  # noqa: PLC0415 - an extra
-    report = validate(*options.logs, limit=options.limit)
+    with progress("validating") as advance:
+        report = validate(*options.logs, limit=options.limit, progress=advance)
     if options.json:
         print(json.dumps(attrs.asdict(report), indent=2))
     else:

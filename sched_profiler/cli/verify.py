@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command, add_json, add_logs, add_skip_invalid
+from sched_profiler.cli.progress import progress
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     from sched_profiler.verify import verify  # noqa: PLC0415 - --help needs no codec
 
-    report = verify(*options.logs, skip_invalid=options.skip_invalid)
+    with progress("reading") as advance:
+        report = verify(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     print(report.to_json() if options.json else report)
     return report.num_unexplained == 0
 

@@ -64,7 +64,7 @@ class VllmReplayScheduler:
         except Exception as error:
             raise SchedProfilerError(
                 f"vLLM refuses max_num_batched_tokens={settings.max_num_batched_tokens}, "
-                f"max_num_seqs={settings.max_num_seqs}: {error}"
+                f"max_num_seqs={settings.max_num_seqs}: {error}; give other limits"
             ) from error
         self._hasher = _block_hasher(settings.block_size)
         pool = self._scheduler.kv_cache_manager.block_pool

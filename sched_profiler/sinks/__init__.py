@@ -9,7 +9,7 @@ from sched_profiler.sinks.base import RunSink, Sink, SinkContext
 from sched_profiler.sinks.console import ConsoleSink
 from sched_profiler.sinks.jsonl import JsonlSink
 from sched_profiler.sinks.memory import MemorySink
-from sched_profiler.sinks.parts import Rotation
+from sched_profiler.sinks.rotation import Rotation
 from sched_profiler.sinks.tee import TeeSink
 
 __all__ = [

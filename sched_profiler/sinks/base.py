@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sched_profiler.manifest import Run
     from sched_profiler.record import BatchRecord
     from sched_profiler.settings import Settings
 
-__all__ = ["RunSink", "Sink", "SinkContext", "SinkFactory"]
+__all__ = ["RunSink", "Sink", "SinkContext"]
 
 
 @runtime_checkable
@@ -72,7 +73,3 @@ class SinkContext:
     dp_rank: int | None
     print_line: Callable[[str], object]
     colour: bool = False
-
-
-SinkFactory = Callable[[SinkContext], Sink]
-"""What an entry point of the group `sched_profiler.sinks` leads to: makes a sink, without I/O."""

@@ -10,7 +10,7 @@ from sched_profiler.log_names import request_trace_of
 from sched_profiler.redact import is_url
 from sched_profiler.sinks.console import ConsoleSink
 from sched_profiler.sinks.jsonl import BATCHES, JsonlSink
-from sched_profiler.sinks.parts import Rotation
+from sched_profiler.sinks.rotation import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,9 +26,11 @@ from sched_profiler.log_names import (
     check_placeholders,
     placeholder_values,
 )
-from sched_profiler.manifest import write_manifest
+from sched_profiler.manifest import count_removed, write_manifest
 from sched_profiler.messages import logger
-from sched_profiler.sinks.parts import PartsKeeper, Rotation, RunLocks, count_removed
+from sched_profiler.sinks.locks import RunLocks
+from sched_profiler.sinks.parts import PartsKeeper
+from sched_profiler.sinks.rotation import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,142 +6,30 @@ All of that happens on a thread of its own, so that neither the engine nor the w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
-import os
-import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import attrs
 import orjson
 
 from sched_profiler import compression
 from sched_profiler.boundary import Boundary
-from sched_profiler.errors import LogError, SettingError
 from sched_profiler.log_names import NS_PER_MS
-from sched_profiler.manifest import parse_manifest, write_manifest
+from sched_profiler.sinks.priority import lower_priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from sched_profiler.log_names import LogNames, Part
+    from sched_profiler.sinks.locks import RunLocks
+    from sched_profiler.sinks.rotation import Rotation
 
-__all__ = [
-    "PartsKeeper",
-    "Rotation",
-    "RunLocks",
-    "compress_parts",
-    "count_removed",
-    "lower_priority",
-    "settle",
-]
+__all__ = ["PartsKeeper", "compress_parts", "settle"]
 
 _LOOK_S = 0.5
 _LOOKS_BETWEEN_SETTLING = 60
 _CLOSE_S = 3.0
-
-
-def _limit(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise SettingError(f"{attribute.name} is {value}; expected a number above 0, or None")
-
-
-@attrs.frozen(kw_only=True)
-class Rotation:
-    """When a part of a log is closed, and how long closed parts are kept.
-
-    Limits hold for all runs of the same log that this engine may look after: its own, and those
-    that have ended.
-
-    Attributes:
-        part_bytes: close a part before it gets larger than so many bytes.
-        part_seconds: close a part that began so long ago.
-        keep_parts: keep so many closed parts; the oldest give way.
-        keep_bytes: keep so many bytes of parts on this disk; the oldest give way.
-        compress: `gzip` or `zstd`: compress closed parts.
-    """
-
-    part_bytes: int | None = attrs.field(default=None, validator=_limit)
-    part_seconds: float | None = attrs.field(default=None, validator=_limit)
-    keep_parts: int | None = attrs.field(default=None, validator=_limit)
-    keep_bytes: int | None = attrs.field(default=None, validator=_limit)
-    compress: str | None = attrs.field(default=None)
-
-    def __attrs_post_init__(self) -> None:
-        """Check what fields alone cannot say."""
-        if self.compress is not None and self.compress not in compression.SUFFIXES:
-            raise SettingError(f"compress is {self.compress!r}; use gzip or zstd")
-        if not self.is_on and (self.keep_parts or self.keep_bytes or self.compress):
-            raise SettingError(
-                "keep_parts, keep_bytes and compress are about closed parts; "
-                "say with part_bytes or part_seconds when a part is closed"
-            )
-
-    @property
-    def is_on(self) -> bool:
-        """Whether parts are closed at all."""
-        return self.part_bytes is not None or self.part_seconds is not None
-
-
-class RunLocks:
-    """Says whose files are whose: a live run holds the lock of its files.
-
-    The system takes a lock away from a process that dies. So whoever gets the lock of another run
-    knows that it has ended, and may look after its files.
-    """
-
-    def __init__(self) -> None:
-        """Hold no lock yet."""
-        self._held: dict[Path, int] = {}
-        self._guard = threading.Lock()
-
-    def take(self, path: Path) -> bool:
-        """Take a lock if nobody else has it; tell whether it is held now."""
-        with self._guard:
-            held = self._held.get(path)
-            if held is not None:
-                if _is_at(path, held):
-                    return True
-                # Somebody removed the folder: that lock keeps nobody away any more.
-                os.close(self._held.pop(path))
-            try:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError:
-                return False
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(file)
-                return False
-            # Its holder may have removed it just before we got it.
-            if not _is_at(path, file):
-                os.close(file)
-                return False
-            self._held[path] = file
-            return True
-
-    def release(self, path: Path) -> None:
-        """Give a lock back and remove its file."""
-        with self._guard:
-            file = self._held.pop(path, None)
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                os.close(file)
-
-    def release_all(self) -> None:
-        """Give all locks back."""
-        for path in list(self._held):
-            self.release(path)
-
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except OSError:
-        return False
 
 
 def settle(names: LogNames, *, compress: str | None) -> None:
@@ -305,26 +193,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def count_removed(manifest: Path, num_records: int) -> None:
-    """Note in the manifest of a run that has ended that records of it gave way.
-
-    Raises:
-        OSError: if the manifest cannot be read or written.
-    """
-    try:
-        before = parse_manifest(manifest.read_bytes(), manifest.name)
-    except (FileNotFoundError, LogError):
-        return  # nothing to be true to
-    total = before.num_removed_records + num_records
-    write_manifest(manifest, attrs.evolve(before, num_removed_records=total))
-
-
-def lower_priority() -> None:
-    """Let this thread give way to the engine's; where threads have a priority of their own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            thread = threading.get_native_id()
-            now = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, now + 10))

@@ -66,5 +66,7 @@ def make_sinks(entry_points: Sequence[EntryPoint], context: SinkContext) -> dict
             logger.exception("sink %s could not be made", entry_point.name)
     if not sinks:
         names = ", ".join(entry_point.name for entry_point in entry_points)
-        raise SettingError(f"of the sinks that are asked for ({names}) none could be made")
+        raise SettingError(
+            f"of the sinks that are asked for ({names}) none could be made; the log says above why"
+        )
     return sinks

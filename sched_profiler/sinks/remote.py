@@ -16,7 +16,8 @@ from sched_profiler.log_names import check_placeholders, fill
 from sched_profiler.messages import logger
 from sched_profiler.redact import redacted, without_credentials
 from sched_profiler.sinks.jsonl import BATCHES, JsonlSink, Lines
-from sched_profiler.sinks.parts import Rotation, lower_priority
+from sched_profiler.sinks.priority import lower_priority
+from sched_profiler.sinks.rotation import Rotation
 from sched_profiler.sinks.upload import destination_of, upload_parts, upload_rest
 from sched_profiler.store import Store, require, start_loop
 

@@ -11,7 +11,8 @@ from sched_profiler.errors import LogError, SettingError, UploadError
 from sched_profiler.log_names import MANIFEST_SUFFIX, LogNames
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.redact import is_url
-from sched_profiler.sinks.parts import RunLocks, settle
+from sched_profiler.sinks.locks import RunLocks
+from sched_profiler.sinks.parts import settle
 from sched_profiler.store import Store
 
 if TYPE_CHECKING:
@@ -89,7 +90,10 @@ def upload_folder(folder: Path, url: str | None = None) -> Iterator[Leftover]:
         raise LogError(f"{folder} is no folder; name a spool, see SCHED_PROFILER_SPOOL")
     runs = list(_runs_in(folder))
     if not runs:
-        raise LogError(f"{folder} has no run to upload: no file *{MANIFEST_SUFFIX} is in it")
+        raise LogError(
+            f"{folder} has no run to upload: no file *{MANIFEST_SUFFIX} is in it; name a spool, "
+            "see SCHED_PROFILER_SPOOL"
+        )
     locks = RunLocks()
     for names in runs:
         if not locks.take(names.lock):

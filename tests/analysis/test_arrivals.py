@@ -14,6 +14,7 @@ from test_request_trace import RECORD
 
 from sched_profiler import BatchProfiler, JsonlSink, LogError
 from sched_profiler.analysis.arrivals import Arrival, arrivals_of, load_arrivals, load_requests
+from sched_profiler.reader import Tally
 from sched_profiler.request_record import encode_request
 
 COLUMNS = ("arrival_time", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens")
@@ -69,7 +70,10 @@ def test_whatever_a_csv_file_holds_is_read_or_refused_with_its_name(
     [
         ("", "line 1 of .* has no column arrival_time, num_prompt_tokens, num_output_tokens"),
         ("arrival_time,num_prompt_tokens\n1,2\n", "has no column num_output_tokens"),
-        ("arrival_time,num_prompt_tokens,num_output_tokens\n", "no request below its heading"),
+        (
+            "arrival_time,num_prompt_tokens,num_output_tokens\n",
+            "below its heading; add a line",
+        ),
         (
             "arrival_time,num_prompt_tokens,num_output_tokens\n0,1,1\nsoon,1,1\n",
             "line 3 of .*: arrival_time is 'soon'; expected seconds",
@@ -104,7 +108,7 @@ def test_what_is_wrong_with_a_csv_file_is_said_with_line_and_value(
 
 def test_a_csv_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     """Named by its path."""
-    with pytest.raises(LogError, match=r"none\.csv cannot be read: No such file"):
+    with pytest.raises(LogError, match=r"none\.csv cannot be read: No such file .*; name another"):
         load_arrivals(tmp_path / "none.csv")
 
 
@@ -131,6 +135,13 @@ def test_traces_beside_a_log_are_read_by_run_in_the_order_of_arrival(tmp_path: P
     }
     trace.write_bytes(lines[0] + b"{}\n")
     with pytest.raises(LogError, match=r"line 2 of .*log.requests.jsonl: lacks trace_version"):
+        load_requests(log)
+    tally = Tally()
+    found = load_requests(log, skip_invalid=True, tally=tally)
+    assert [*found] == [("a", 0)]
+    assert tally.num_skipped_lines == 1
+    trace.write_bytes(lines[0].replace(b'"trace_version":1', b'"trace_version":9'))
+    with pytest.raises(LogError, match=r"upgrade sched-profiler$"):
         load_requests(log)
 
 

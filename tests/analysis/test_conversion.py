@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 from synthetic import batch, records, seed_record, write_log
+from test_cli import failure
+from test_cli_replay import log_in, trace_beside
+from test_request_trace import RECORD
 
 from sched_profiler import parquet
-from sched_profiler.analysis import conversion, convert, load, scan
+from sched_profiler.analysis import conversion, convert, load, load_requests, scan
 from sched_profiler.cli import main
 from sched_profiler.errors import LogError, SchedProfilerError
 from sched_profiler.reader import read_records
+from sched_profiler.request_record import encode_request
 from sched_profiler.verify import verify
 
 if TYPE_CHECKING:
@@ -129,6 +134,54 @@ def test_parquet_is_verified_and_not_validated(tmp_path: Path, capsys: Capture) 
     assert "is Parquet, which has no lines" in capsys.readouterr().err
 
 
+def test_what_stands_beside_a_log_goes_with_it(tmp_path: Path, capsys: Capture) -> None:
+    """Manifests and requests of its runs: what verifies and replays finds them beside the files."""
+    log = log_in(tmp_path / "logs", 30)
+    requests = [attrs.evolve(RECORD, run_id="r1", request_number=number) for number in (0, 1)]
+    trace_beside(log, *requests, attrs.evolve(RECORD, run_id="of another log"))
+    for out in (tmp_path / "pq" / "one.parquet", tmp_path / "all"):
+        out.parent.mkdir(exist_ok=True)
+        assert main(["convert", str(log), f"{out}/" if out.name == "all" else str(out)]) == 0
+        assert "; 2 manifests and request traces beside\n" in capsys.readouterr().out
+        folder = tmp_path / out.relative_to(tmp_path).parts[0]
+        assert load_requests(folder) == {("r1", 0): requests}
+        assert main(["verify", str(folder)]) == 0
+        # As its manifest says: it goes on, or was killed.
+        assert capsys.readouterr().out.endswith(" none\n")
+        assert "a fit needs 100" in failure(capsys, "tune", folder)
+        assert len(pd.read_parquet(out)) == 30
+    out = tmp_path / "again"
+    convert(tmp_path / "all", out=f"{out}/")
+    assert load_requests(out) == {("r1", 0): requests}
+    # Once more, nothing is doubled.
+    convert(log, out=f"{out}/")
+    assert load_requests(out) == {("r1", 0): requests}
+    assert len(list(out.rglob("*.run.json"))) == 1
+
+
+def test_nothing_is_written_beside_a_log_that_is_there_already(tmp_path: Path) -> None:
+    """The trace of a run that lives is its own."""
+    log = log_in(tmp_path, 30)
+    trace_beside(log, attrs.evolve(RECORD, run_id="r1"))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out = log.with_suffix(".parquet")
+    assert convert(log, out=out).companions == []
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path != out} == before
+
+
+def test_a_damaged_request_trace_can_be_converted_in_part(tmp_path: Path, capsys: Capture) -> None:
+    """As damaged logs can."""
+    log = log_in(tmp_path / "logs", 30)
+    log.with_suffix(".requests.jsonl").write_bytes(
+        b"[]\n" + encode_request(attrs.evolve(RECORD, run_id="r1")) + b'{"half'
+    )
+    out = tmp_path / "out.parquet"
+    assert "--skip-invalid goes on" in failure(capsys, "convert", log, out)
+    assert main(["convert", str(log), str(out), "--skip-invalid"]) == 0
+    assert "; 1 invalid lines left out; 1 half-written lines left out\n" in capsys.readouterr().out
+    assert len(load_requests(out)["r1", 0]) == 1
+
+
 def damaged(path: Path, change: str) -> None:
     """Write Parquet that is no log, in one way or another."""
     table = pa.Table.from_pylist([seed_record(one) for one in records(5)])
@@ -149,9 +202,9 @@ def damaged(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("lacks a column", "lacks the columns kv_cache_usage; a log as Parquet is what"),
-        ("has a null", "row 3 of .*: batch_id is null; a record needs it"),
-        ("has text", "the column batch_id is of string; expected int64"),
+        ("lacks a column", "lacks the columns kv_cache_usage; write it again"),
+        ("has a null", "row 3 of .*: batch_id is null, which it never is; write it again"),
+        ("has text", "the column batch_id is of string, not int64; write it again"),
         ("is newer", "schema_version 2 is newer than 1; upgrade sched-profiler"),
         ("is cut", "is no Parquet .*; write it again"),
     ],

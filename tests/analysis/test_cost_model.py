@@ -132,7 +132,7 @@ def test_a_model_is_kept_as_json(model: StepTimeModel) -> None:
 )
 def test_what_is_no_model_is_an_error(text: str) -> None:
     """The message says so."""
-    with pytest.raises(LogError, match="no step-time model"):
+    with pytest.raises(LogError, match=r"no step-time model: .*; write one with .*fit --out`$"):
         StepTimeModel.from_json(text)
 
 

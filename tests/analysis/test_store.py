@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import re
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import zstandard
 from s3_server import S3Server
 from synthetic import records, write_log
+from test_request_trace import RECORD
 from test_stream import assert_same
 
-from sched_profiler.analysis import convert, load, scan, summarize
+from sched_profiler.analysis import convert, load, load_requests, scan, summarize
+from sched_profiler.cli import main
+from sched_profiler.request_record import encode_request
 from sched_profiler.verify import verify
 
 if TYPE_CHECKING:
@@ -64,3 +69,32 @@ def test_logs_in_a_bucket_are_read_whatever_they_are_made_of(
     assert (run.num_records, run.num_missing) == (3_000, 0)
     convert(url, out=tmp_path / "back.parquet")
     assert_same(summarize(scan(tmp_path / "back.parquet")), summarize(digest))
+
+
+def test_a_bucket_is_watched_as_a_folder_is(
+    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `top`, which says where it looks, and what is missing there."""
+    url = "s3://bucket/logs/"
+    assert main(["top", url, "--once"]) == 2
+    assert f"no record in {url}" in capsys.readouterr().err
+    log = write_log(tmp_path / "run.jsonl", records(500, run_id="in the bucket", dp_rank=3))
+    server.client().pipe("bucket/logs/run.jsonl.gz", gzip.compress(log.read_bytes()))
+    assert main(["top", url, "--once"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"sched-profiler top  {url}\n")
+    assert re.search(r"\nin the bucket +3 ", printed)
+
+
+def test_request_traces_in_a_bucket_are_read(server: S3Server, tmp_path: Path) -> None:
+    """Beside the logs they are of, compressed or not; `convert` brings them here."""
+    log = write_log(tmp_path / "run.jsonl", records(50, run_id="r1", dp_rank=0))
+    requests = [attrs.evolve(RECORD, run_id="r1", request_number=number) for number in range(4)]
+    lines = [*map(encode_request, requests)]
+    client = server.client()
+    client.pipe("bucket/logs/run.jsonl", log.read_bytes())
+    client.pipe("bucket/logs/run.requests.jsonl", lines[3] + lines[2])
+    client.pipe("bucket/logs/old.requests.jsonl.gz", gzip.compress(lines[1] + lines[0]))
+    assert load_requests("s3://bucket/logs/") == {("r1", 0): requests}
+    convert("s3://bucket/logs/", out=f"{tmp_path}/pq/")
+    assert load_requests(tmp_path / "pq") == {("r1", 0): requests}

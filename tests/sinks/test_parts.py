@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,7 +25,7 @@ from sched_profiler import (
 )
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.reader import read_records
-from sched_profiler.sinks.parts import RunLocks, lower_priority
+from sched_profiler.sinks.locks import RunLocks
 from sched_profiler.testing import FakeClock
 from sched_profiler.verify import verify
 
@@ -229,41 +227,10 @@ def test_a_sink_goes_on_after_it_was_closed(tmp_path: Path) -> None:
     assert [r.batch_id for r in read_records(tmp_path)] == list(range(6))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"part_bytes": 0}, "part_bytes is 0; expected a number above 0"),
-        ({"part_seconds": -1}, "part_seconds is -1"),
-        ({"keep_parts": 3}, "say with part_bytes or part_seconds"),
-        ({"compress": "gzip"}, "say with part_bytes or part_seconds"),
-        ({"part_seconds": 1, "compress": "lz4"}, "compress is 'lz4'; use gzip or zstd"),
-    ],
-)
-def test_a_rotation_that_makes_no_sense_is_an_error(
-    arguments: dict[str, object], message: str
-) -> None:
-    """And the message says what would."""
-    with pytest.raises(SettingError, match=message):
-        Rotation(**arguments)  # type: ignore[arg-type]
-
-
 def test_an_unknown_placeholder_is_an_error(tmp_path: Path) -> None:
     """At once, not when the first record comes."""
     with pytest.raises(SettingError, match=r"\{rank\}"):
         JsonlSink(tmp_path / "{rank}.jsonl")
-
-
-def test_the_lock_of_a_live_run_cannot_be_taken(tmp_path: Path) -> None:
-    """Not in the same process either; and one that was released leaves no file."""
-    mine, theirs = RunLocks(), RunLocks()
-    path = tmp_path / ".lock"
-    assert mine.take(path)
-    assert mine.take(path)
-    assert not theirs.take(path)
-    mine.release(path)
-    assert not path.exists()
-    assert theirs.take(path)
-    theirs.release_all()
 
 
 def test_a_run_holds_its_lock_all_the_time(tmp_path: Path) -> None:
@@ -282,21 +249,6 @@ def test_a_run_holds_its_lock_all_the_time(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
-def test_a_lock_whose_file_is_gone_is_no_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its holder removed it between our opening and our locking it."""
-    path = tmp_path / ".lock"
-    flock = fcntl.flock
-
-    def remove_first(file: int, how: int) -> None:
-        path.unlink()
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", remove_first)
-    assert not RunLocks().take(path)
-
-
 def test_where_the_records_go_is_known_before_the_first(tmp_path: Path) -> None:
     """A message at the start names the file that `tail -F` can follow."""
     sink = JsonlSink(tmp_path / "r{dp_rank}.jsonl", rotation=Rotation(part_seconds=60))
@@ -306,23 +258,6 @@ def test_where_the_records_go_is_known_before_the_first(tmp_path: Path) -> None:
         serve(profiler, 1)
         assert profiler.flush(5)
         assert Path(sink.shown).exists()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
-def test_threads_of_ours_give_way_to_the_engine() -> None:
-    """And the engine's own priority is as before."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    seen: list[int] = []
-
-    def run() -> None:
-        lower_priority()
-        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [min(19, before + 10)]
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_part_that_is_empty_is_not_closed(tmp_path: Path) -> None:

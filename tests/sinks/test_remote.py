@@ -422,7 +422,7 @@ def test_a_run_bound_for_another_place_does_not_keep_ours_back(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense://x/", "nonsense:// is no kind of URL that fsspec knows"),
+        ("nonsense://x/", "nonsense:// is no kind of URL that fsspec knows; write it like"),
         ("s3://key:s3cret@bucket/x/", "names a bucket and no user"),
         ("s3://key:s3c/ret@bucket/x/", "names a bucket and no user"),
         ("logs/x.jsonl", "logs/x.jsonl is no URL; write it like s3://bucket/prefix/"),
@@ -472,7 +472,7 @@ def test_upload_leaves_a_log_without_rotation_alone(
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(False, "is no folder; name a spool"), (True, "has no run to upload")],
+    [(False, "is no folder; name a spool"), (True, "is in it; name a spool")],
 )
 def test_a_folder_that_is_no_spool_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], *, make: bool, message: str
