@@ -20,7 +20,7 @@ from sched_profiler import compression
 from sched_profiler.boundary import Boundary
 from sched_profiler.errors import LogError, SettingError
 from sched_profiler.log_names import NS_PER_MS
-from sched_profiler.manifest import parse_manifest, write_manifest
+from sched_profiler.manifest import read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,7 @@ __all__ = [
 _LOOK_S = 0.5
 _LOOKS_BETWEEN_SETTLING = 60
 _CLOSE_S = 3.0
+_LONGEST_LINE_BYTES = 16 << 20
 
 
 def _limit(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
@@ -156,7 +157,7 @@ def settle(names: LogNames, *, compress: str | None) -> None:
     current = names.current(rotates=True)
     with contextlib.suppress(FileNotFoundError):
         with current.open("rb") as file:
-            first = file.readline()
+            first = file.readline(_LONGEST_LINE_BYTES)
         if first:
             began_ns, batch_id = _beginning(first, current)
             newest_ns = max((part.time_ns for part in names.parts()), default=0)
@@ -314,7 +315,7 @@ def count_removed(manifest: Path, num_records: int) -> None:
         OSError: if the manifest cannot be read or written.
     """
     try:
-        before = parse_manifest(manifest.read_bytes(), manifest.name)
+        before = read_manifest(manifest)
     except (FileNotFoundError, LogError):
         return  # nothing to be true to
     total = before.num_removed_records + num_records
