@@ -32,7 +32,7 @@ from sched_profiler.errors import (
     printable,
 )
 from sched_profiler.log_names import LogNames, fill, placeholder_values
-from sched_profiler.manifest import parse_manifest
+from sched_profiler.manifest import read_manifest
 from sched_profiler.redact import is_url, without_credentials
 from sched_profiler.sinks.base import SinkContext
 from sched_profiler.sinks.factories import jsonl
@@ -341,7 +341,7 @@ def _last_run(log: Path) -> Iterator[Finding]:
         )
         if newest is None:
             return
-        run = parse_manifest(newest.read_bytes(), newest.name)
+        run = read_manifest(newest)
         text = (
             f"{run.run_id}, process {run.pid} on {run.host}, wrote {run.num_written_records} "
             f"records and dropped {run.num_dropped_records}; its end: {run.end}"

@@ -18,6 +18,7 @@ import attrs
 from sched_profiler import compression
 from sched_profiler.errors import LogError, SettingError
 from sched_profiler.log_names import COMPRESSED, MANIFEST_SUFFIX, is_part, is_request_trace
+from sched_profiler.manifest import manifest_text
 from sched_profiler.redact import is_url, without_credentials
 
 if TYPE_CHECKING:
@@ -155,19 +156,20 @@ def _is_locked(path: str) -> bool:
     return Path(folder, f".{name.removesuffix(_LOG_SUFFIX)}.lock").exists()
 
 
-def find_manifests(*logs: LogPath) -> dict[str, bytes]:
-    """Return the run manifests in and beside logs: their names and contents.
+def find_manifests(*logs: LogPath) -> Iterator[tuple[str, bytes]]:
+    """Yield the run manifests in and beside logs: their names, and texts for `parse_manifest`.
 
     Raises:
         LogError: if they cannot be read.
     """
-    found: dict[str, bytes] = {}
+    found = set()
     for file in find_logs(*logs):
         for path in file.place.beside(file.path, MANIFEST_SUFFIX):
             if path not in found and not is_request_trace(posixpath.basename(path)):
+                found.add(path)
                 with file.place.open(path)[1] as stream:
-                    found[path] = stream.read()
-    return found
+                    text = manifest_text(stream)
+                yield path, text
 
 
 def find_request_traces(*logs: LogPath) -> list[LogFile]:

@@ -10,7 +10,7 @@ import copy
 import os
 import platform
 import socket
-from typing import TYPE_CHECKING, Any, TypedDict, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, get_args, get_origin, get_type_hints
 
 import attrs
 import orjson
@@ -36,12 +36,17 @@ __all__ = [
     "RunFacts",
     "RunManifest",
     "count_removed",
+    "manifest_text",
     "parse_manifest",
+    "read_manifest",
     "write_manifest",
 ]
 
 MANIFEST_VERSION = 1
 """Version of the manifest that this package writes."""
+
+_LONGEST_BYTES = 1 << 20
+"""A manifest takes about 1 kB; a file that is longer holds none, and is never held in memory."""
 
 
 class RunFacts(TypedDict, total=False):
@@ -246,11 +251,31 @@ def count_removed(manifest: Path, num_records: int) -> None:
         OSError: if the manifest cannot be read or written.
     """
     try:
-        before = parse_manifest(manifest.read_bytes(), manifest.name)
+        before = read_manifest(manifest)
     except (FileNotFoundError, LogError):
         return  # nothing to be true to
     total = before.num_removed_records + num_records
     write_manifest(manifest, attrs.evolve(before, num_removed_records=total))
+
+
+def manifest_text(stream: BinaryIO) -> bytes:
+    """Return what a file holds for `parse_manifest`; of one that is too long, not all.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    return stream.read(_LONGEST_BYTES + 1)
+
+
+def read_manifest(path: Path) -> RunManifest:
+    """Return the manifest that a file of this machine holds.
+
+    Raises:
+        LogError: naming the file and what is wrong with it.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return parse_manifest(manifest_text(stream), path.name)
 
 
 def parse_manifest(text: bytes, name: str) -> RunManifest:
@@ -259,6 +284,8 @@ def parse_manifest(text: bytes, name: str) -> RunManifest:
     Raises:
         LogError: naming the file and what is wrong with it.
     """
+    if len(text) > _LONGEST_BYTES:
+        raise LogError(f"{name} is no run manifest: it is longer than 1 MiB; move it away")
     try:
         fields = json_object(text, "manifest_version", MANIFEST_VERSION)
     except SchemaVersionError as error:

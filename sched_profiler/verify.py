@@ -265,7 +265,7 @@ def verify(
 
 
 def _manifests(*logs: LogPath) -> dict[str, RunManifest]:
-    parsed = (parse_manifest(text, name) for name, text in find_manifests(*logs).items())
+    parsed = (parse_manifest(text, name) for name, text in find_manifests(*logs))
     return {manifest.run_id: manifest for manifest in parsed}
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import lines, manifests
+from strategies import lines, manifests, records
 
 from sched_profiler.cli import main
+from sched_profiler.codec import encode
 from sched_profiler.errors import SchedProfilerError
 from sched_profiler.reader import Tally, read_records
 from sched_profiler.validate import validate
@@ -25,6 +26,8 @@ PATIENT = settings(
 LOGS = st.binary(max_size=400) | st.lists(lines() | st.binary(max_size=40), max_size=5).map(
     b"\n".join
 )
+# Commands that load much and look at all fields.
+SLOW = settings(PATIENT, max_examples=1 + settings().max_examples // 4)
 
 
 @pytest.fixture
@@ -77,3 +80,18 @@ def test_the_command_ends_with_one_of_its_codes(log: Path, content: bytes) -> No
     log.write_bytes(content)
     assert main(["validate", "--json", str(log)]) in (0, 1, 2)
     assert main(["validate", str(log)]) in (0, 1, 2)
+
+
+@SLOW
+@given(content=LOGS | st.lists(records().map(encode), max_size=8).map(b"".join), skip=st.booleans())
+@pytest.mark.parametrize(
+    "arguments", [["analyze", "--json"], ["slow"], ["trace", "-o", "trace.json"]], ids=" ".join
+)
+def test_any_log_is_analysed_or_refused(
+    log: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], content: bytes, *, skip: bool
+) -> None:
+    """By commands that look at all fields: no exception and no warning gets out of them."""
+    monkeypatch.chdir(log.parent)
+    log.write_bytes(content)
+    assert main([*arguments, str(log), *(["--skip-invalid"] if skip else [])]) in (0, 1, 2)
+    assert {path.name for path in log.parent.iterdir()} <= {log.name, "trace.json"}

@@ -200,7 +200,7 @@ def test_what_reads_logs_takes_a_trace_for_none(tmp_path: Path) -> None:
     trace.close()
     for log in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/log*.jsonl", f"{tmp_path}/log.jsonl"):
         assert [Path(file.path).name for file in find_logs(log)] == ["log.jsonl"]
-        assert len(find_manifests(log)) == 1
+        assert len(list(find_manifests(log))) == 1
         assert len(find_request_traces(log)) == 3
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, example, given, settings
+from peak_memory import on_linux, peak_mb
 from strategies import damaged, lines, records
 from synthetic import batch, seed_record, write_log
 from synthetic import records as plausible_records
@@ -248,50 +246,12 @@ def test_an_empty_log_is_an_error(tmp_path: Path) -> None:
         validate(path)
 
 
-# Not ru_maxrss, in which the process that started this one lives on.
-IN_LITTLE_MEMORY = """
-import re, sys
-from pathlib import Path
-from sched_profiler.cli import main
-code = main(["validate", sys.argv[1]])
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-sys.exit(code)
-"""
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
-
-
-def peak_mb(path: Path) -> tuple[int, str, float]:
-    """Validate in a process of its own; return its exit code, its errors and its peak memory."""
-    done = subprocess.run(
-        [sys.executable, "-c", IN_LITTLE_MEMORY, str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stderr, int(done.stdout.splitlines()[-1]) / 1024
-
-
-@on_linux
-def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path: Path) -> None:
-    """A file of NUL bytes, as a crash of a machine leaves one."""
-    path = tmp_path / "run.jsonl"
-    write_log(path, [batch(0)])
-    os.truncate(path, 1 << 30)
-    code, errors, megabytes = peak_mb(path)
-    assert code == 2
-    assert errors == (
-        f"sched-profiler: line 2 of {path} is longer than 16 MiB; this is no log of a scheduler\n"
-    )
-    assert megabytes < 200
-
-
 @on_linux
 def test_a_line_of_many_violations_is_told_in_little_memory(tmp_path: Path) -> None:
     """They are counted one by one; more than the first are never held."""
     path = tmp_path / "run.jsonl"
     path.write_bytes(changed(decode_chunk_sizes=[0] * 100_000))
-    code, _, megabytes = peak_mb(path)
+    code, _, megabytes = peak_mb("validate", path)
     assert code == 1
     assert validate(path, limit=1).num_violations == 100_000
     assert megabytes < 100
@@ -303,12 +263,12 @@ def test_a_long_log_is_validated_in_little_memory(tmp_path: Path) -> None:
     block = b"".join(encode(record) for record in plausible_records(10_000))
     path = tmp_path / "run.jsonl"
     path.write_bytes(block)
-    _, _, short = peak_mb(path)
+    _, _, short = peak_mb("validate", path)
     with path.open("ab") as stream:
         for _ in range(12):
             stream.write(block)
     assert path.stat().st_size > 80e6
-    code, _, long = peak_mb(path)
+    code, _, long = peak_mb("validate", path)
     assert code == 0
     assert long < short + 20
 

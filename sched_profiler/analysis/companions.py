@@ -36,7 +36,7 @@ class Manifests:
             LogError: if one cannot be read.
         """
         self._found = [
-            (parse_manifest(text, path), path, text) for path, text in find_manifests(*logs).items()
+            (parse_manifest(text, path), path, text) for path, text in find_manifests(*logs)
         ]
 
     def copy(self, places: Mapping[tuple[str, int | None], Path]) -> list[Path]:

@@ -27,7 +27,8 @@ def features(df: pd.DataFrame | pl.DataFrame) -> Floats:
     """Return what decides how long a batch takes, a row a batch, each on a logarithmic scale.
 
     These are requests in prefill and in decode, and tokens of prefill, of decode and of context.
-    A context that is not recorded counts as 0 for all.
+    A context that is not recorded counts as 0 for all, and so does a count that a damaged record
+    makes negative.
     """
     prefill = prefill_tokens(df)
     columns = [
@@ -38,7 +39,7 @@ def features(df: pd.DataFrame | pl.DataFrame) -> Floats:
         numbers(df, "prefill_context_tokens"),
         numbers(df, "decode_context_tokens"),
     ]
-    return np.log2(1.0 + np.nan_to_num(np.column_stack(columns)))
+    return np.log2(1.0 + np.maximum(np.nan_to_num(np.column_stack(columns)), 0.0))
 
 
 def cells(df: pl.DataFrame) -> Ints:

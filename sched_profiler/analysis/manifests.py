@@ -22,5 +22,5 @@ def load_manifests(*logs: LogPath) -> list[RunManifest]:
     Raises:
         LogError: if one cannot be read, or is none.
     """
-    found = [parse_manifest(text, name) for name, text in find_manifests(*logs).items()]
+    found = [parse_manifest(text, name) for name, text in find_manifests(*logs)]
     return sorted(found, key=lambda manifest: (manifest.started, manifest.updated))

@@ -30,6 +30,7 @@ __all__ = ["PartsKeeper", "compress_parts", "settle"]
 _LOOK_S = 0.5
 _LOOKS_BETWEEN_SETTLING = 60
 _CLOSE_S = 3.0
+_LONGEST_LINE_BYTES = 16 << 20
 
 
 def settle(names: LogNames, *, compress: str | None) -> None:
@@ -44,7 +45,7 @@ def settle(names: LogNames, *, compress: str | None) -> None:
     current = names.current(rotates=True)
     with contextlib.suppress(FileNotFoundError):
         with current.open("rb") as file:
-            first = file.readline()
+            first = file.readline(_LONGEST_LINE_BYTES)
         if first:
             began_ns, batch_id = _beginning(first, current)
             newest_ns = max((part.time_ns for part in names.parts()), default=0)

@@ -9,7 +9,7 @@ import attrs
 
 from sched_profiler.errors import LogError, SettingError, UploadError
 from sched_profiler.log_names import MANIFEST_SUFFIX, LogNames
-from sched_profiler.manifest import parse_manifest
+from sched_profiler.manifest import read_manifest
 from sched_profiler.redact import is_url
 from sched_profiler.sinks.locks import RunLocks
 from sched_profiler.sinks.parts import settle
@@ -58,7 +58,7 @@ def upload_rest(names: LogNames, store: Store) -> bool:
 def destination_of(names: LogNames) -> str | None:
     """Return the URL that a run in a spool is bound for, or None where its manifest has none."""
     try:
-        manifest = parse_manifest(names.manifest.read_bytes(), names.manifest.name)
+        manifest = read_manifest(names.manifest)
     except (OSError, LogError):
         return None
     return manifest.log if is_url(manifest.log) else None

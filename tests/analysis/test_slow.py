@@ -98,3 +98,10 @@ def test_planted_spikes_are_the_slow_batches(tmp_path: Path) -> None:
     compared = [one for one in found if one.deviations]
     assert len(compared) > 5
     assert all(next(iter(one.unusual)) in ("schedule", "idle") for one in compared)
+
+
+def test_a_record_that_contradicts_itself_is_compared_without_a_warning(tmp_path: Path) -> None:
+    """A damaged log may have fewer tokens in a batch than in its chunks."""
+    damaged = batch(60, prefill=[100], decode=[], schedule_ms=20, total_scheduled_tokens=5)
+    (found,) = slow_batches(log_of(tmp_path, damaged), schedule_over_ms=6)
+    assert (found.prefill_tokens, found.decode_tokens, found.num_alike) == (100, -95, 0)

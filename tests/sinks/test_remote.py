@@ -21,6 +21,8 @@ from s3_server import S3Server
 
 from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, SettingError
 from sched_profiler.cli import main
+from sched_profiler.doctor import Surroundings, examine
+from sched_profiler.errors import UploadError
 from sched_profiler.reader import read_records
 from sched_profiler.sinks import remote
 from sched_profiler.store import Store
@@ -329,6 +331,84 @@ def test_what_a_store_refuses_stays_in_the_spool_until_upload_is_told_where_to( 
     assert f"{len(left)} parts uploaded" in capsys.readouterr().out
     assert is_empty(tmp_path)
     assert len(list(read_records(target))) == 100
+
+
+@pytest.mark.parametrize(
+    ("bucket", "environ", "status", "text"),
+    [
+        ("bucket", {}, "ok", "takes what is uploaded"),
+        ("bucket", {"AWS_SECRET_ACCESS_KEY": "wrong-secret-key-000"}, "problem", "Permission"),
+        ("no-such-bucket", {}, "problem", "bucket does not exist"),
+    ],
+    ids=["good", "credentials", "bucket"],
+)
+def test_doctor_tells_whether_a_store_takes_records(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    s3: S3Server,
+    impatient: None,
+    bucket: str,
+    environ: dict[str, str],
+    status: str,
+    text: str,
+) -> None:
+    """With the credentials that the engine will have, and in the words of the store."""
+    asked = {
+        "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
+        "VLLM_SCHEDULER_PROFILING_LOG": f"s3://{bucket}/doctor/",
+        "SCHED_PROFILER_SPOOL": str(tmp_path),
+    }
+    found = list(examine(Surroundings(os.environ | environ | asked, tmp_path)))
+    (finding,) = [finding for finding in found if finding.subject == "store"]
+    assert finding.status == status
+    assert text in finding.text
+    assert ("check bucket, credentials" in (finding.remedy or "")) == (status == "problem")
+    assert "wrong-secret" not in str(found)
+    assert not s3.client().exists("bucket/doctor/.sched-profiler-doctor")
+
+
+def test_each_try_waits_twice_as_long_up_to_a_minute_and_not_as_long_as_others(
+    tmp_path: Path,
+) -> None:
+    """Engines that failed together do not come back together."""
+    sinks = [RemoteSink("memory://x/", spool=tmp_path) for _ in range(200)]
+    for longest in (1, 2, 4, 8, 16, 32, 60, 60, 60):
+        waits = [sink._failed(OSError("gone")) for sink in sinks]
+        assert longest / 2 <= min(waits) < longest * 0.6
+        assert longest * 0.9 < max(waits) <= longest
+    sinks[0]._succeeded()
+    assert sinks[0]._failed(OSError("gone")) <= 1
+
+
+def test_a_part_that_arrives_cut_short_stays_until_all_of_it_arrives(
+    tmp_path: Path,
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    impatient: None,
+) -> None:
+    """The store says what it has, and not that something is wrong."""
+    is_whole = threading.Event()
+
+    def put_file(store: Any, path: str, target: str) -> None:
+        content = Path(path).read_bytes()
+        whole = is_whole.is_set() or path.endswith(".run.json")
+        store.pipe_file(target, content if whole else content[:-1])
+
+    monkeypatch.setattr(type(memory), "put_file", put_file)
+    (tmp_path / "part").write_bytes(bytes(100))
+    with pytest.raises(UploadError, match="memory://cut/: 99 of the 100 bytes of part arrived"):
+        Store("memory://cut/").put(tmp_path / "part", "part")
+    memory.store.clear()
+    spool = tmp_path / "spool"
+    with BatchProfiler(RemoteSink("memory://cut/", spool=spool, rotation=SOON)) as profiler:
+        serve(profiler, 100)
+        until(lambda: "bytes of scheduler_profiling.2" in caplog.text)
+        assert list(spool.glob("*.jsonl.gz"))
+        is_whole.set()
+        until(lambda: not list(spool.glob("*.jsonl.gz")))
+    (run,) = verify("memory://cut/").runs
+    assert (run.num_records, run.num_missing, run.end) == (100, 0, "clean")
+    assert is_empty(spool)
 
 
 def test_a_connection_that_hangs_costs_the_engine_nothing(
