@@ -223,6 +223,22 @@ def on_page_markdown(markdown: str, page: Any = None, **_: object) -> str:
     )
 
 
+def on_post_page(output: str, **_: object) -> str:
+    """Leave out which pages are translations of which (mkdocs calls this for every page).
+
+    For each that it would name, the theme's script asks for a site map beside that page.
+    """
+    return re.sub(r'\s*<link rel="alternate"[^>]*>', "", output)
+
+
+def on_post_template(output: str, template_name: str, **_: object) -> str:
+    """Leave out the site map (mkdocs calls this for what is no page).
+
+    It is a list of addresses, and the address of the site is not known.
+    """
+    return "" if template_name == "sitemap.xml" else output
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Put the schemas into the site (mkdocs calls this once)."""
     from mkdocs.structure.files import File  # noqa: PLC0415 - mkdocs is there when it calls
