@@ -259,6 +259,16 @@ def test_every_generated_part_of_a_page_is_known_and_filled() -> None:
     assert "--skip-invalid" in generate.on_page_markdown("<!-- generated: help analyze -->")
 
 
+def test_what_a_schema_demands_is_rendered_from_its_file() -> None:
+    """Of each field: type, limits, and whether it is required."""
+    table = generator().schema_table("batch-record")
+    assert "| `kv_cache_usage` | number | ≥ 0; ≤ 1 | yes |" in table
+    assert "| `prefill_chunk_sizes` | array of integer | each ≥ 1 | yes |" in table
+    assert "| `request_ids` | array of string or null |  | no |" in table
+    table = generator().schema_table("request-trace")
+    assert '| one of "finished", "aborted", "failed", "unfinished" | yes |' in table
+
+
 @pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)
 def test_the_yaml_of_a_page_can_be_read_and_its_variables_exist(page: Path) -> None:
     """What a reader pastes into a cluster or into Prometheus has no misspelled setting."""
