@@ -4,18 +4,14 @@
     python docs/tools/draw.py
 
 The log is `examples/first_look.jsonl.gz`, of a run of `make demo`; the summary that the tutorial
-shows is of the same. The files go to `docs/images/`.
-
-    python docs/tools/draw.py ASYNCHRONOUS_LOG
-
-draws only `timeline.svg`, from that log and from one of an engine that schedules asynchronously.
+shows is of the same. The timeline has an engine that schedules asynchronously as well: the log that
+`docs/tools/asynchronous.py` kept. The files go to `docs/images/`.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +29,7 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).parents[1] / "images"
 LOG = Path(__file__).parents[2] / "examples/first_look.jsonl.gz"
+ASYNCHRONOUS_LOG = Path(__file__).parents[1] / "measured/asynchronous.jsonl.gz"
 DEMO_TITLE = "Demo: chats, documents, both"
 
 _SCHEDULE, _MODEL_RUN, _QUEUE, _UPDATE = "#0072B2", "#D55E00", "#999999", "#009E73"
@@ -143,19 +140,17 @@ def _draw_steps(axes: Axes, df: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _batches(log: str | Path, first: int) -> pd.DataFrame:
+def _batches(log: Path, first: int) -> pd.DataFrame:
     df = analysis.load(log)
     return df[df["batch_id"].between(first, first + 3)]
 
 
 def main() -> None:
-    """Draw everything from the log that is kept, or the timeline with another."""
+    """Draw everything."""
     IMAGES.mkdir(exist_ok=True)
-    if sys.argv[1:]:
-        draw_timeline(_batches(LOG, 300), _batches(sys.argv[1], 35))
-    else:
-        draw_charts()
-        draw_report()
+    draw_charts()
+    draw_report()
+    draw_timeline(_batches(LOG, 300), _batches(ASYNCHRONOUS_LOG, 35))
 
 
 if __name__ == "__main__":

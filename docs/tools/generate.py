@@ -111,6 +111,20 @@ def first_profile_summary() -> str:
     return f"```text\n{summary}\n```"
 
 
+def asynchronous_times() -> str:
+    """Return what the times of an asynchronous run add up to."""
+    df = analysis.load(ROOT / "docs/measured/asynchronous.jsonl.gz")
+    began = df["timestamp"]
+    ended = began + df["total_step_duration_ms"] / 1e3
+    rows = {
+        "wall time": (ended.max() - began.min()) * 1e3,
+        "Σ total step": df["total_step_duration_ms"].sum(),
+        "Σ (model run + idle)": (df["model_run_duration_ms"] + df["idle_duration_ms"]).sum(),
+    }
+    table = "\n".join(f"| {name} | {ms:.0f} |" for name, ms in rows.items())
+    return f"| of {len(df)} batches | ms |\n| --- | --- |\n{table}"
+
+
 def metric_table() -> str:
     """Return the metrics as a Markdown table."""
     rows = ["| Prometheus | OpenTelemetry | kind | meaning |", "| --- | --- | --- | --- |"]
@@ -227,6 +241,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "schema request-trace": functools.partial(schema_table, "request-trace"),
     "schema run-manifest": functools.partial(schema_table, "run-manifest"),
     "first profile summary": first_profile_summary,
+    "asynchronous times": asynchronous_times,
     "metrics": metric_table,
     "notebook": notebook.page,
 }
