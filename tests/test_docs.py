@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from synthetic import records, write_log
 
 import sched_profiler
 from sched_profiler import analysis, cli, settings
+from sched_profiler.compression import compress
 from sched_profiler.sinks.prometheus import PrometheusSink
 
 ROOT = Path(__file__).parents[1]
@@ -238,6 +240,26 @@ def test_how_to_install_says_what_was_measured_of_the_package(page: str) -> None
     assert f" {round(took['from sched_profiler import *'], -1):.0f} ms" in text
 
 
+def test_what_pages_say_of_the_size_of_a_log_is_that_of_the_demo(tmp_path: Path) -> None:
+    """Bytes of a record, and what compression makes of them: of the log in the checkout."""
+    text = gzip.decompress((ROOT / "examples/first_look.jsonl.gz").read_bytes())
+    size = round(len(text) / text.count(b"\n") / 10) * 10
+    for name in (
+        "README.md",
+        "docs/how-to/attach-to-vllm-serve.md",
+        "docs/how-to/bound-the-cost.md",
+    ):
+        assert f"about {size} bytes" in (ROOT / name).read_text(encoding="utf-8")
+    for name in ("attach-to-vllm-serve.zh.md", "bound-the-cost.zh.md"):
+        assert f"约 {size} 字节" in (ROOT / "docs/how-to" / name).read_text(encoding="utf-8")
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(text)
+    share = round(len(text) / compress(log, "gzip").stat().st_size)
+    page = ROOT / "docs/how-to/rotate-the-log.md"
+    assert f"a {share}th of its size" in page.read_text(encoding="utf-8")
+    assert f"1/{share}" in translation_of(page).read_text(encoding="utf-8")
+
+
 def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
     """Order, type, unit, meaning and null case; if not: see CONTRIBUTING, Documentation."""
     table = generator().field_table(optional=False)
@@ -257,6 +279,16 @@ def test_every_generated_part_of_a_page_is_known_and_filled() -> None:
         "<!-- generated: optional fields -->"
     )
     assert "--skip-invalid" in generate.on_page_markdown("<!-- generated: help analyze -->")
+
+
+def test_what_a_schema_demands_is_rendered_from_its_file() -> None:
+    """Of each field: type, limits, and whether it is required."""
+    table = generator().schema_table("batch-record")
+    assert "| `kv_cache_usage` | number | ≥ 0; ≤ 1 | yes |" in table
+    assert "| `prefill_chunk_sizes` | array of integer | each ≥ 1 | yes |" in table
+    assert "| `request_ids` | array of string or null |  | no |" in table
+    table = generator().schema_table("request-trace")
+    assert '| one of "finished", "aborted", "failed", "unfinished" | yes |' in table
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)

@@ -1,18 +1,17 @@
 # ruff: noqa: INP001 - a script, no package
 """Draws the pictures of the documentation from logs of real runs.
 
-    python docs/tools/draw.py SYNCHRONOUS_LOG ASYNCHRONOUS_LOG
+    python docs/tools/draw.py
 
-The first log is the one that `make demo` leaves in `.demo/`; the second is of an engine that
-schedules asynchronously. The files go to `docs/images/`. What the pages say of these pictures, and
-the summary that the tutorial quotes, belongs to the same run: redraw them together.
+The log is `examples/first_look.jsonl.gz`, of a run of `make demo`; the summary that the tutorial
+shows is of the same. The timeline has an engine that schedules asynchronously as well: the log that
+`docs/tools/asynchronous.py` kept. The files go to `docs/images/`.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 IMAGES = Path(__file__).parents[1] / "images"
+LOG = Path(__file__).parents[2] / "examples/first_look.jsonl.gz"
+ASYNCHRONOUS_LOG = Path(__file__).parents[1] / "measured/asynchronous.jsonl.gz"
 DEMO_TITLE = "Demo: chats, documents, both"
 
 _SCHEDULE, _MODEL_RUN, _QUEUE, _UPDATE = "#0072B2", "#D55E00", "#999999", "#009E73"
@@ -41,10 +42,9 @@ def save_small(figure: Figure, name: str, dpi: int) -> None:
     Image.open(buffer).convert("RGB").quantize(256).save(IMAGES / name, optimize=True)
 
 
-def draw_charts(log: str) -> None:
-    """Draw the overview and each of the six charts, and print the summary."""
-    df = analysis.load(log)
-    print(analysis.summarize(df))  # noqa: T201 - the tutorial quotes it
+def draw_charts() -> None:
+    """Draw the overview and each of the six charts."""
+    df = analysis.load(LOG)
     save_small(analysis.plot_overview(df), "overview.png", dpi=100)
     for name in (
         "step_times",
@@ -59,25 +59,33 @@ def draw_charts(log: str) -> None:
         save_small(figure, f"{name}.png", dpi=100)
 
 
-def draw_report(log: str) -> None:
-    """Draw the top of the report, as a browser shows it."""
+def draw_report() -> None:
+    """Draw the top of the report, as browsers show it."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - and Chromium
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page = Path(folder, "report.html")
-        with page.open("w", encoding="utf-8") as stream:
-            manifests = analysis.load_manifests(log)
-            analysis.write_report(
-                stream, analysis.scan(log), analysis.load(log), manifests, title=DEMO_TITLE
-            )
+        file = Path(folder, "report.html")
+        with file.open("w", encoding="utf-8") as stream:
+            manifests = analysis.load_manifests(LOG)
+            df = analysis.load(LOG)
+            analysis.write_report(stream, analysis.scan(LOG), df, manifests, title=DEMO_TITLE)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        shown = browser.new_page(viewport={"width": 1280, "height": 1500})
-        shown.goto(page.as_uri())
-        shown.wait_for_selector("html[data-drawn]")
-        shown.locator("#plot-step-times").hover(position={"x": 560, "y": 120})
-        shown.wait_for_timeout(500)
-        picture = Image.open(io.BytesIO(shown.screenshot()))
-        picture.convert("RGB").quantize(256).save(IMAGES / "report.png", optimize=True)
+        for name, width, height, scheme in (
+            ("report", 1280, 1500, "light"),
+            ("report-dark", 1280, 1500, "dark"),
+            ("report-phone", 390, 844, "light"),
+        ):
+            size: Any = {"width": width, "height": height}
+            is_phone = height > 2 * width
+            looks: Any = {"color_scheme": scheme, "is_mobile": is_phone}
+            shown = browser.new_page(viewport=size, **looks)
+            shown.goto(file.as_uri())
+            shown.wait_for_selector("html[data-drawn]")
+            if not is_phone:
+                shown.locator("#plot-step-times").hover(position={"x": 560, "y": 120})
+            shown.wait_for_timeout(500)
+            picture = Image.open(io.BytesIO(shown.screenshot()))
+            picture.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
         browser.close()
 
 
@@ -132,18 +140,17 @@ def _draw_steps(axes: Axes, df: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _batches(log: str, first: int) -> pd.DataFrame:
+def _batches(log: Path, first: int) -> pd.DataFrame:
     df = analysis.load(log)
     return df[df["batch_id"].between(first, first + 3)]
 
 
 def main() -> None:
     """Draw everything."""
-    synchronous, asynchronous = sys.argv[1:]
     IMAGES.mkdir(exist_ok=True)
-    draw_charts(synchronous)
-    draw_report(synchronous)
-    draw_timeline(_batches(synchronous, 300), _batches(asynchronous, 35))
+    draw_charts()
+    draw_report()
+    draw_timeline(_batches(LOG, 300), _batches(ASYNCHRONOUS_LOG, 35))
 
 
 if __name__ == "__main__":

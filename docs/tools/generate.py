@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measured
 import notebook
 
-from sched_profiler import BatchRecord, RunManifest
+from sched_profiler import BatchRecord, RunManifest, analysis
 from sched_profiler.cli import COMMANDS
 from sched_profiler.request_record import RequestRecord
 from sched_profiler.sinks.metrics import METRICS
@@ -63,6 +64,65 @@ def _plain_table(cls: type[attrs.AttrsInstance]) -> str:
 def request_table() -> str:
     """Return the fields of a line of a request trace as a Markdown table."""
     return _plain_table(RequestRecord)
+
+
+def schema_table(name: str) -> str:
+    """Return what a JSON Schema demands of each field as a Markdown table."""
+    schema = json.loads((ROOT / f"schema/{name}-v1.schema.json").read_text(encoding="utf-8"))
+    rows = [["field", "type", "limits", "required"], ["---"] * 4]
+    for field, rules in schema["properties"].items():
+        known = {"description", "type", "items", "additionalProperties", *_LIMITS}
+        if unknown := rules.keys() - known:
+            raise ValueError(f"{field} in {name}: {unknown} is not rendered")
+        required = "yes" if field in schema["required"] else "no"
+        rows.append([f"`{field}`", _schema_type(rules), _schema_limits(rules), required])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+_LIMITS = {"const": "is", "enum": "one of", "minimum": "≥", "maximum": "≤"}
+
+
+def _schema_type(rules: dict[str, Any]) -> str:
+    names = rules.get("type", "")
+    found = " or ".join([names] if isinstance(names, str) else names)
+    for key in ("items", "additionalProperties"):
+        if key in rules:
+            found = re.sub(r"^array|^object", rf"\g<0> of {_schema_type(rules[key])}", found)
+    return found
+
+
+def _schema_limits(rules: dict[str, Any]) -> str:
+    found = [
+        f"{word} {', '.join(map(json.dumps, [rules[key]] if key != 'enum' else rules[key]))}"
+        for key, word in _LIMITS.items()
+        if key in rules
+    ]
+    found += [
+        f"each {inner}"
+        for key in ("items", "additionalProperties")
+        if key in rules and (inner := _schema_limits(rules[key]))
+    ]
+    return "; ".join(found)
+
+
+def first_profile_summary() -> str:
+    """Return the summary of the run that the first tutorial shows."""
+    summary = analysis.summarize(analysis.load(ROOT / "examples/first_look.jsonl.gz"))
+    return f"```text\n{summary}\n```"
+
+
+def asynchronous_times() -> str:
+    """Return what the times of an asynchronous run add up to."""
+    df = analysis.load(ROOT / "docs/measured/asynchronous.jsonl.gz")
+    began = df["timestamp"]
+    ended = began + df["total_step_duration_ms"] / 1e3
+    rows = {
+        "wall time": (ended.max() - began.min()) * 1e3,
+        "Σ total step": df["total_step_duration_ms"].sum(),
+        "Σ (model run + idle)": (df["model_run_duration_ms"] + df["idle_duration_ms"]).sum(),
+    }
+    table = "\n".join(f"| {name} | {ms:.0f} |" for name, ms in rows.items())
+    return f"| of {len(df)} batches | ms |\n| --- | --- |\n{table}"
 
 
 def metric_table() -> str:
@@ -179,6 +239,11 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help": command_help,
     "manifest fields": manifest_table,
     "request trace fields": request_table,
+    "schema batch-record": functools.partial(schema_table, "batch-record"),
+    "schema request-trace": functools.partial(schema_table, "request-trace"),
+    "schema run-manifest": functools.partial(schema_table, "run-manifest"),
+    "first profile summary": first_profile_summary,
+    "asynchronous times": asynchronous_times,
     "metrics": metric_table,
     "notebook": notebook.page,
 }
@@ -223,6 +288,22 @@ def on_page_markdown(markdown: str, page: Any = None, **_: object) -> str:
         markdown,
         flags=re.MULTILINE,
     )
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Leave out which pages are translations of which (mkdocs calls this for every page).
+
+    For each that it would name, the theme's script asks for a site map beside that page.
+    """
+    return re.sub(r'\s*<link rel="alternate"[^>]*>', "", output)
+
+
+def on_post_template(output: str, template_name: str, **_: object) -> str:
+    """Leave out the site map (mkdocs calls this for what is no page).
+
+    It is a list of addresses, and the address of the site is not known.
+    """
+    return "" if template_name == "sitemap.xml" else output
 
 
 def on_files(files: Any, config: Any) -> Any:

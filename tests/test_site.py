@@ -1,0 +1,153 @@
+"""The built documentation, in a real browser: as a server serves it, and opened from the disk."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from browser import DESKTOP, PATIENCE_MS, PHONE, open_browser
+from playwright.sync_api import Browser, BrowserContext
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "build/site-pictures"
+PAGES = (
+    "index",
+    "tutorial/first-profile",
+    "how-to/read-the-report",
+    "reference/record",
+    "explanation/times",
+    "zh/index",
+    "zh/tutorial/first-profile",
+    "zh/reference/record",
+)
+SIDEWAYS = "document.documentElement.scrollWidth - window.innerWidth"
+LOOKS: dict[str, dict[str, Any]] = {
+    "desktop": DESKTOP,
+    "dark": DESKTOP | {"color_scheme": "dark"},
+    "phone": PHONE,
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the site, built as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    return folder
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder and says nothing of it."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Return where a server serves the site."""
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=site)
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return a browser for all tests."""
+    with open_browser() as opened:
+        yield opened
+
+
+@attrs.frozen
+class Watched:
+    """Pages of one browser, and what it had to say and asked for meanwhile."""
+
+    context: BrowserContext
+    said: list[str] = attrs.field(factory=list)
+    asked: list[str] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        """Listen from now on."""
+        self.context.set_default_timeout(PATIENCE_MS)
+        self.context.on("console", lambda message: self.said.append(message.text))
+        self.context.on("weberror", lambda error: self.said.append(f"error: {error.error}"))
+        self.context.on("request", lambda request: self.asked.append(request.url))
+        self.context.on(
+            "response",
+            lambda got: self.said.append(f"{got.status} {got.url}") if got.status >= 400 else None,
+        )
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_pages_of_the_site_have_all_they_need_and_fit(
+    browser: Browser, address: str, look: str
+) -> None:
+    """No complaint in the console, nothing from another host, and no page scrolls sideways."""
+    watched = Watched(browser.new_context(**LOOKS[look]))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    pages = {name: watched.context.new_page() for name in PAGES}
+    for name, page in pages.items():
+        page.goto(f"{address}/{name}.html")
+    for name, page in pages.items():
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=PICTURES / f"{name.replace('/', '-')}-{look}.png")
+        assert page.evaluate(SIDEWAYS) <= 0, name
+        language = "zh" if name.startswith("zh/") else "en"
+        assert page.locator("html").get_attribute("lang") == language
+        scheme = "slate" if look == "dark" else "default"
+        assert page.locator("body").get_attribute("data-md-color-scheme") == scheme
+    assert watched.said == []
+    assert {url.partition("://")[2].partition("/")[0] for url in watched.asked} == {
+        address.partition("://")[2]
+    }
+    watched.context.close()
+
+
+def test_the_search_finds_and_the_language_can_be_switched(browser: Browser, address: str) -> None:
+    """Both lead to a page of the site."""
+    watched = Watched(browser.new_context(**DESKTOP))
+    page = watched.context.new_page()
+    page.goto(f"{address}/tutorial/first-profile.html")
+    page.locator(".md-search__input").fill("preemptions")
+    found = page.locator(".md-search-result__link").first
+    assert found.evaluate("link => link.href").startswith(f"{address}/")
+    chinese = page.locator(".md-select__link[hreflang=zh]").evaluate("link => link.href")
+    assert chinese == f"{address}/zh/tutorial/first-profile.html"
+    page.wait_for_load_state("networkidle")
+    page.goto(chinese)
+    assert watched.said == []
+    watched.context.close()
+
+
+def test_links_lead_to_files_where_no_server_serves_the_site(browser: Browser, site: Path) -> None:
+    """From the disk, a link to a folder would show a list of files; only the search is missing."""
+    watched = Watched(browser.new_context(**DESKTOP))
+    page = watched.context.new_page()
+    linked = set()
+    for name in PAGES:
+        page.goto((site / f"{name}.html").as_uri())
+        links = page.eval_on_selector_all("a[href]", "links => links.map(a => a.href)")
+        linked |= {url.partition("#")[0] for url in links if url.startswith("file:")}
+    assert len(linked) > 2 * 40
+    assert [url for url in linked if not Path(url.removeprefix("file://")).is_file()] == []
+    assert all(url.startswith(("file:", "data:")) for url in watched.asked)
+    watched.context.close()
