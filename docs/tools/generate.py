@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 sys.path.insert(0, str(Path(__file__).parent))
+import architecture
 import measured
 import notebook
 
@@ -179,6 +180,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "request trace fields": request_table,
     "metrics": metric_table,
     "notebook": notebook.page,
+    "architecture": architecture.table,
 }
 GENERATORS |= {
     f"help {command.name}": functools.partial(command_help, command.name) for command in COMMANDS
