@@ -51,6 +51,10 @@ lint: $(READY) ## Check style, formatting and types
 docs: $(READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+.PHONY: links
+links: $(READY) ## Ask for each page of another host that the documentation links to; wants a network
+	@$(BIN)/python tools/links.py
+
 .PHONY: bench
 bench: export PYTHONPATH := bench:examples:tests
 bench: export VLLM_LOGGING_LEVEL := ERROR

@@ -9,18 +9,23 @@ import json
 import os
 import re
 import shlex
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import attrs
+import matplotlib as mpl
 import pytest
 import yaml
+from engine_under_test import serve
+from matplotlib import pyplot as plt
 from prometheus_client import CollectorRegistry, generate_latest
 from synthetic import records, write_log
 
 import sched_profiler
-from sched_profiler import analysis, cli, settings
+from sched_profiler import BatchProfiler, RemoteSink, analysis, cli, settings
 from sched_profiler.compression import compress
 from sched_profiler.sinks.prometheus import PrometheusSink
 
@@ -79,13 +84,16 @@ def test_the_python_snippets_of_a_page_run_one_after_the_other(
 ) -> None:
     """A reader who copies them all into one program gets what the page says."""
     monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")  # opens no window
     write_log(tmp_path / "scheduler_profiling.jsonl", records(200))
+    write_log(tmp_path / "tuesday.jsonl", records(200, seed=1, run_id="tuesday"))
     namespace: dict[str, object] = {"__name__": "snippet"}
     for snippet in snippets(page):
         if snippet.language == "python" and snippet.runs:
             # Blank lines before the code give a traceback the line numbers of the page.
             code = "\n" * (snippet.line - 1) + snippet.code
             exec(compile(code, name_of(page), "exec"), namespace)
+    plt.close("all")
 
 
 def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
@@ -110,6 +118,105 @@ def test_the_shell_commands_of_a_page_are_ones_that_exist(page: Path) -> None:
             assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), place
         elif program == "python" and arguments[0].endswith(".py"):
             assert (ROOT / arguments[0]).is_file(), place
+
+
+LOGS = (
+    "scheduler_profiling.jsonl",
+    *("before.jsonl", "before-1.jsonl", "before-2.jsonl", "budget256.jsonl"),
+    *("after.jsonl", "after-1.jsonl", "after-2.jsonl", "budget2048.jsonl"),
+    *("rank0.jsonl", "rank1.jsonl"),
+    *(f".demo{folder}/scheduler_profiling.jsonl" for folder in ("", "/stalled", "/fixed")),
+    "var/log/vllm/sched.jsonl",
+    "store/bucket/prefix/scheduler_profiling.jsonl",
+    "store/bucket/vllm/2026-11-24/scheduler_profiling.20261124T113336.123Z-gpu7-0-1.jsonl",
+)
+"""The logs that the pages name; of a bucket and of the root of the disk, see `here`."""
+
+LEFT_OUT = {
+    r"\btune |--trace": "replays with vLLM's scheduler; see engines/test_vllm_replay.py",
+    r"\btop (?!.*--once)": "ends when somebody ends it; see test_top.py",
+    r"--dask": "needs a cluster; see analysis/test_cluster.py",
+}
+"""Commands of the pages that are not run, and why."""
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with all logs that the pages name, each of a run of its own."""
+    folder = tmp_path_factory.mktemp("logs")
+    for number, name in enumerate(LOGS):
+        log = folder / name
+        log.parent.mkdir(parents=True, exist_ok=True)
+        run = f"run{number}"
+        batches = (
+            attrs.evolve(one, num_new_reqs=one.batch_id % 3, num_finished_reqs=one.batch_id % 3)
+            for one in records(150, seed=number, run_id=run)
+        )
+        write_log(log, batches)
+    return folder
+
+
+def here(argument: str, folder: Path) -> str:
+    """Return what stands in the folder for a place outside of it."""
+    for place, stands_for_it in (("s3://", "store/"), ("/var/log/", "var/log/"), ("~/", "home/")):
+        argument = argument.replace(place, f"{folder}/{stands_for_it}")
+    return argument.replace("12345", str(os.getpid()))
+
+
+def leave_in(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a part in a spool, as an engine does that ends before its store is reached."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        sink = RemoteSink("memory://bucket/of-the-docs/", spool=spool)
+        with BatchProfiler(sink, background=False) as profiler:
+            serve(profiler, 1)
+
+
+@pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
+def test_the_commands_of_a_page_do_what_a_reader_expects(
+    page: Path,
+    logs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One after the other, on logs of the names on the page, each ends well and says something."""
+    shutil.copytree(logs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    leave_in(tmp_path / "home/.local/state/sched_profiler/spool", monkeypatch)
+    for number, (program, *arguments) in commands(page):
+        place = f"{name_of(page)}:{number}"
+        line = " ".join(arguments)
+        if program != "sched-profiler" or any(re.search(left, line) for left in LEFT_OUT):
+            continue
+        code = cli.main([here(argument, tmp_path) for argument in arguments])
+        out, err = capsys.readouterr()
+        # The doctor is asked about a process that is no server.
+        assert code == 0 or (code == 1 and arguments[0] == "doctor"), f"{place}: {err}"
+        assert out, place
+        if "--json" in arguments:
+            json.loads(out)
+        for option in ("--out", "-o"):
+            if option in arguments:
+                written = tmp_path / arguments[arguments.index(option) + 1]
+                assert written.is_file() or any(written.iterdir()), place
+
+
+def test_what_is_left_out_of_the_commands_is_on_a_page() -> None:
+    """And most commands are not left out."""
+    lines = [
+        " ".join(arguments)
+        for page in pages_with("bash")
+        for _, (program, *arguments) in commands(page)
+        if program == "sched-profiler"
+    ]
+    left_out = {name: [x for x in lines if re.search(name, x)] for name in LEFT_OUT}
+    assert all(left_out.values())
+    assert sum(map(len, left_out.values())) < len(lines) / 3
 
 
 def parses(arguments: list[str]) -> bool:

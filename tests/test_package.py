@@ -155,7 +155,7 @@ def test_workflows_call_what_there_is_and_know_no_secret() -> None:
         assert yaml.safe_load(text), path
         assert "secrets" not in text
         called |= set(re.findall(r"run: python (\S+)", text))
-    assert called == {"tools/package.py", "tools/pythons.py"}
+    assert called == {"tools/links.py", "tools/package.py", "tools/pythons.py"}
     assert all((ROOT / script).is_file() for script in called)
     assert os.access(ROOT / ".ci/run", os.X_OK)
     release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 sys.path.insert(0, str(Path(__file__).parent))
+import architecture
 import measured
 import notebook
 
@@ -246,6 +247,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "asynchronous times": asynchronous_times,
     "metrics": metric_table,
     "notebook": notebook.page,
+    "architecture": architecture.table,
 }
 GENERATORS |= {
     f"help {command.name}": functools.partial(command_help, command.name) for command in COMMANDS

@@ -6,53 +6,90 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import attrs
 import jsonschema
 import pytest
-from client_load import put_under_load
 from machine import lacks
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_server import dashboard_queries, is_installed, prometheus
 from real_vllm import read
 from vllm_server import Server, serve
 
-from sched_profiler import BatchRecord, schema
+from sched_profiler import BatchRecord, cli, schema
 
 pytestmark = pytest.mark.vllm
 
 FLAGS = ("--max-model-len=2048", "--max-num-batched-tokens=256", "--max-num-seqs=16")
 MODULE = "vllm.entrypoints.openai.api_server"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NUM_REQUESTS = 60
 
 
 @attrs.frozen
 class Served:
-    """A server that was put under load and then stopped by SIGTERM."""
+    """What the demo left: a server was put under load and then stopped by SIGTERM."""
 
-    answers: list[dict[str, Any]]
-    runs: list[list[BatchRecord]]
-    log: Path
+    folder: Path
+    records: list[BatchRecord]
+    told: str
+    """By the demo to its user."""
     printed: str
+    """By the server."""
+
+    @property
+    def log(self) -> Path:
+        """Where the log is."""
+        return self.folder / "scheduler_profiling.jsonl"
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """Serve, load, and stop at once when the last answer is there."""
-    folder = tmp_path_factory.mktemp("server")
-    log, server_log = folder / "logs" / "profile.jsonl", folder / "server.log"
-    environ = {
-        "VLLM_ENABLE_SCHEDULER_PROFILING": "true",
-        "VLLM_SCHEDULER_PROFILING_LOG": str(log),
-        "VLLM_SCHEDULER_PROFILING_CONSOLE": "true",
-        "VLLM_LOGGING_LEVEL": "INFO",
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Run the demo as `make demo` does, with fewer requests, in an empty folder."""
+    cwd = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo.py"), "--requests", str(NUM_REQUESTS)],
+        cwd=cwd,
+        env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    folder = cwd / ".demo"
+    (records,) = read(folder / "scheduler_profiling.jsonl")
+    return Served(folder, records, done.stdout, (folder / "server.log").read_text())
+
+
+def test_the_demo_ends_with_a_log_a_picture_and_a_report(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says where they are; nothing is missing from the log, and the picture can be opened."""
+    places = dict(re.findall(r"^(log|picture|report): +(.+)$", served.told, re.MULTILINE))
+    picture, page = served.folder / "overview.png", served.folder / "report.html"
+    assert places == {
+        "log": ".demo/scheduler_profiling.jsonl",
+        "picture": ".demo/overview.png",
+        "report": page.as_uri(),
     }
-    with serve(model, log=server_log, environ=environ, flags=FLAGS) as server:
-        answers = put_under_load(f"http://127.0.0.1:{server.port}")
-    return Served(answers, read(log), log, server_log.read_text())
+    assert cli.main(["verify", str(served.log)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf" {len(served.records)}( +0)+ +clean$", told, re.MULTILINE), told
+    with Image.open(picture) as image:
+        image.load()
+        assert min(image.size) > 500
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"<title>.*Demo: chats, documents, both", text)
+    assert text.rstrip().endswith("</html>")
+    # The summary of the log that it tells its user about.
+    assert f"\n{len(served.records)} batches of 1 run" in served.told
+    assert f"Each of the {len(served.records)} lines of the log fits the schema." in served.told
 
 
 def test_the_log_holds_the_tokens_that_the_answers_tell(served: Served) -> None:
@@ -60,25 +97,23 @@ def test_the_log_holds_the_tokens_that_the_answers_tell(served: Served) -> None:
 
     Computed from what the server told its clients, and from nothing else.
     """
-    (records,) = served.runs
-    usages = [answer["usage"] for answer in served.answers]
-    expected = sum(
-        usage["prompt_tokens"]
-        - usage["prompt_tokens_details"]["cached_tokens"]
-        + usage["completion_tokens"]
-        - 1
-        for usage in usages
+    told = re.search(
+        r"(\d+) answers: (\d+) prompt tokens, (\d+) of them cached, and (\d+) generated tokens",
+        served.told,
     )
-    assert sum(record.total_scheduled_tokens for record in records) == expected
-    generated = sum(usage["completion_tokens"] for usage in usages)
-    assert sum(record.num_generated_tokens or 0 for record in records) == generated == 60 * 20
-    assert sum(record.num_new_reqs or 0 for record in records) == 60
-    assert any(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    assert told
+    answers, prompt, cached, generated = map(int, told.groups())
+    records = served.records
+    assert sum(record.num_new_reqs or 0 for record in records) == answers == NUM_REQUESTS
+    computed = prompt - cached + generated - answers
+    assert sum(record.total_scheduled_tokens for record in records) == computed
+    assert sum(record.num_generated_tokens or 0 for record in records) == generated
+    assert sum(record.num_cached_tokens or 0 for record in records) == cached > 0
 
 
 def test_no_batch_is_missing_and_every_line_validates(served: Served) -> None:
     """Identifiers have no gap; each line fits the schema that ships with the package."""
-    (records,) = served.runs
+    records = served.records
     assert [record.batch_id for record in records] == list(range(len(records)))
     validator = jsonschema.Draft202012Validator(schema())
     for line in served.log.read_bytes().splitlines():
@@ -92,7 +127,7 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
     They come after the records; vLLM may kill its engine core before the last of them, which are
     at most as old as the writer's poll.
     """
-    (records,) = served.runs
+    records = served.records
     lines = [line for line in served.printed.splitlines() if "| schedule " in line]
     # One line a second at most, and none stands for a batch that another stands for.
     assert 1 <= len(lines) <= records[-1].timestamp - records[0].timestamp + 2
@@ -109,13 +144,15 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
 class Stopped:
     """A server that was stopped by SIGTERM while it served, at the time `told`.
 
-    Prometheus was asked the `queries` when the first `num_batches` were all.
+    Prometheus was asked the `queries` when the first `num_batches` were all. `loaded` is what the
+    example that puts a server under load printed.
     """
 
     records: list[BatchRecord]
     num_batches: int
     queries: dict[str, float]
     metrics: dict[tuple[str, str], float]
+    loaded: str
     told: float
     printed: str
 
@@ -138,10 +175,12 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         serve(model, log=server_log, environ=environ, flags=FLAGS, module=MODULE) as server,
     ):
         num_batches, queries = scraped(server, log)
+        loaded = put_under_load(server)
         for _ in range(8):
             clients.submit(server.complete, "a", 1900)
         deadline = time.monotonic() + 60
-        while not log.exists() or log.read_bytes().count(b"\n") < num_batches + 50:
+        # The load before had no more than three clients.
+        while num_running(log) < 8:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         metrics = scrape(server)
@@ -153,7 +192,30 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         # vLLM's HTTP server would now wait for clients that nobody will answer any more.
         os.killpg(server.process.pid, signal.SIGKILL)
     (records,) = read(log)
-    return Stopped(records, num_batches, queries, metrics, told, server_log.read_text())
+    return Stopped(records, num_batches, queries, metrics, loaded, told, server_log.read_text())
+
+
+def num_running(log: Path) -> int:
+    """Return how many requests ran in the newest batch of the log that is written in full."""
+    written = log.read_bytes() if log.exists() else b""
+    *_, newest, _ = [b"", *written.split(b"\n")]
+    return int(json.loads(newest)["num_running_reqs"]) if newest else 0
+
+
+def put_under_load(server: Server) -> str:
+    """Run the example as a user does, in a terminal beside the server; return what it prints."""
+    url = f"http://127.0.0.1:{server.port}"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(EXAMPLES / "client_load.py"), url),
+            *("--requests", "9", "--clients", "3"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def scraped(server: Server, log: Path) -> tuple[int, dict[str, float]]:
@@ -200,21 +262,31 @@ def test_sigterm_under_load_keeps_every_batch(stopped: Stopped) -> None:
     assert [record.batch_id for record in records] == list(range(len(records)))
     without_result = [r.batch_id for r in records if r.model_run_duration_ms is None]
     assert without_result in ([], [records[-1].batch_id])
+    assert [r for r in records if r.timestamp < stopped.told][-1].num_running_reqs == 8
     # The engine went on until its own SIGTERM, which comes after that of the API server.
     assert records[-1].timestamp > stopped.told - 0.5
     assert "failed; serving goes on" not in stopped.printed
+
+
+def test_the_load_of_the_example_is_answered_and_is_in_the_log(stopped: Stopped) -> None:
+    """Its 9 requests with 20 tokens each, of which some are cached; 8 others run until the end."""
+    assert stopped.loaded == "9 answers with 180 tokens\n"
+    num_new = sum(record.num_new_reqs or 0 for record in stopped.records)
+    assert num_new == 8 + 9 + (2 if stopped.queries else 0)
+    assert any(record.num_cached_tokens for record in stopped.records)
 
 
 def test_the_servers_own_metrics_carry_ours(stopped: Stopped) -> None:
     """With PROMETHEUS_MULTIPROC_DIR: those of the batches up to that moment, give or take one."""
     metrics, name = stopped.metrics, "sched_profiler_schedule_duration_seconds"
     num_batches = round(metrics[f"{name}_count", "0"])
-    assert stopped.num_batches + 50 <= num_batches <= len(stopped.records)
+    assert stopped.num_batches + 60 <= num_batches <= len(stopped.records)
     seconds = [record.schedule_duration_ms / 1000 for record in stopped.records]
     least, most = sum(seconds[: num_batches - 1]), sum(seconds[: num_batches + 1])
     assert least - 1e-9 <= metrics[f"{name}_sum", "0"] <= most + 1e-9
-    # Of prompts of one token: two for Prometheus, and eight clients.
-    assert 1 <= metrics["sched_profiler_batch_prefill_tokens_sum", "0"] <= 10
+    prefilled = [record.num_prefill_tokens or 0 for record in stopped.records]
+    least, most = sum(prefilled[: num_batches - 1]), sum(prefilled[: num_batches + 1])
+    assert 1000 < least <= metrics["sched_profiler_batch_prefill_tokens_sum", "0"] <= most
     assert metrics["sched_profiler_token_budget", "0"] == 256
     # And what vLLM itself tells is there as ever.
     assert metrics["vllm:prompt_tokens_total", ""] >= 1
