@@ -27,7 +27,6 @@ PAGES = (
     "explanation/times",
     "zh/index",
     "zh/tutorial/first-profile",
-    "zh/reference/record",
 )
 SIDEWAYS = "document.documentElement.scrollWidth - window.innerWidth"
 LOOKS: dict[str, dict[str, Any]] = {
