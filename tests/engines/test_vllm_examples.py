@@ -15,7 +15,7 @@ from real_vllm import read
 from sched_profiler import cli
 from sched_profiler.analysis import find_anomalies, load, load_manifests
 
-pytestmark = [pytest.mark.vllm, pytest.mark.aside]
+pytestmark = pytest.mark.vllm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

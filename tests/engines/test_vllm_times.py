@@ -33,8 +33,8 @@ class Timed:
     """An engine that ran through phases: none, model, schedule, gap."""
 
     mode: str
-    records: dict[str, list[BatchRecord]]
-    wall_ms: dict[str, float]
+    turns: list[tuple[str, float, list[BatchRecord]]]
+    """Phases in the order in which they ran, how long they took in ms, and their records."""
     worker_ms: list[float]
 
     @property
@@ -47,7 +47,8 @@ class Timed:
 
         Rather than the median: whatever else runs on the machine only ever makes steps longer.
         """
-        decodes = [r for r in self.records[phase] if not r.num_prefill_reqs]
+        turns = [records for name, _, records in self.turns if name == phase]
+        decodes = [r for records in turns for r in records if not r.num_prefill_reqs]
         return lower_quartile([value(record) or 0.0 for record in decodes])
 
     def added(self, phase: str) -> dict[str, float]:
@@ -91,7 +92,7 @@ def timed(
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    phases = json.loads(next(x for x in done.stdout.splitlines() if x.startswith('{"none"')))
+    phases = json.loads(next(x for x in done.stdout.splitlines() if x.startswith('[["none"')))
     (records,) = read(log)
     # The worker's clock is the monotonic one: what it noted last belongs to the last phase.
     noted = [
@@ -100,11 +101,10 @@ def timed(
     ]
     return Timed(
         request.param,
-        {
-            phase: [r for r in records if began <= r.timestamp <= ended]
-            for phase, (began, ended) in phases.items()
-        },
-        {phase: 1000 * (ended - began) for phase, (began, ended) in phases.items()},
+        [
+            (phase, 1000 * (ended - began), [r for r in records if began <= r.timestamp <= ended])
+            for phase, began, ended in phases
+        ],
         [1000 * (ended - began) for began, ended in noted],
     )
 
@@ -148,11 +148,11 @@ def test_time_between_steps_is_idle_time_only(timed: Timed) -> None:
 
 def test_parts_add_up_to_the_time_that_the_caller_waited(timed: Timed) -> None:
     """Σ(model_run + idle), but for what vLLM does before the first step and after the last."""
-    for phase, records in timed.records.items():
+    for _, wall_ms, records in timed.turns:
         parts = sum((r.model_run_duration_ms or 0) + (r.idle_duration_ms or 0) for r in records)
         # Of the first batch, only its own scheduling belongs to the phase.
         parts += records[0].schedule_duration_ms - (records[0].idle_duration_ms or 0)
-        assert 0 < timed.wall_ms[phase] - parts < max(20, 0.05 * timed.wall_ms[phase])
+        assert 0 < wall_ms - parts < max(20, 0.05 * wall_ms)
 
 
 def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> None:
