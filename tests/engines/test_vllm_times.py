@@ -23,9 +23,9 @@ ADDED_MS = 20.0
 NOISE_MS = 6.0
 
 
-def lower_quartile(values: list[float]) -> float:
-    """Return the value that a quarter of all are below."""
-    return statistics.quantiles(values, n=4)[0]
+def lower_decile(values: list[float]) -> float:
+    """Return the value that a tenth of all are below."""
+    return statistics.quantiles(values, n=10)[0]
 
 
 @attrs.frozen
@@ -43,13 +43,13 @@ class Timed:
         return NOISE_MS * (2.5 if self.mode == "pipeline" else 1)
 
     def typical(self, phase: str, value: Callable[[BatchRecord], float | None]) -> float:
-        """Return the lower quartile of a value over the decode steps of a phase.
+        """Return the lower decile of a value over the decode steps of a phase.
 
         Rather than the median: whatever else runs on the machine only ever makes steps longer.
         """
         turns = [records for name, _, records in self.turns if name == phase]
         decodes = [r for records in turns for r in records if not r.num_prefill_reqs]
-        return lower_quartile([value(record) or 0.0 for record in decodes])
+        return lower_decile([value(record) or 0.0 for record in decodes])
 
     def added(self, phase: str) -> dict[str, float]:
         """Return by how much each part of a step is longer in a phase than without a delay."""
@@ -158,7 +158,7 @@ def test_parts_add_up_to_the_time_that_the_caller_waited(timed: Timed) -> None:
 def test_model_run_is_what_the_worker_measures_plus_transport(timed: Timed) -> None:
     """Compared in the phases with a delay, where nothing queues for long."""
     gap = timed.typical("gap", lambda r: r.model_run_duration_ms)
-    in_worker = lower_quartile(timed.worker_ms[-35:])
+    in_worker = lower_decile(timed.worker_ms[-35:])
     # In a pipeline the last worker also waits for the first, from before the batch is its own.
     least = -timed.noise_ms if timed.mode == "pipeline" else -0.5
     assert least < gap - in_worker < timed.noise_ms
