@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,36 @@ settings.load_profile("patient")
 # For `make fuzz`.
 settings.register_profile("long", deadline=None, max_examples=20_000)
 settings.register_profile("histories", deadline=None, max_examples=5_000)
+
+
+LANES = 3
+_LANES_OF_ENGINES = {
+    "test_vllm_examples.py": 2,
+    "test_vllm_offline.py": 2,
+    "test_vllm_serve.py": 3,
+}
+
+
+def lane_of(path: Path) -> int:
+    """Return the lane of a file of tests, so that all take about as long."""
+    folder = path.parent.name
+    if folder == "engines":
+        return _LANES_OF_ENGINES.get(path.name, 1)
+    return 2 if folder == "sinks" else 3
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take a lane, for `tools/tests.py`."""
+    parser.addoption("--lane", type=int, help=f"run the tests of this lane only, 1 to {LANES}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is in other lanes."""
+    lane = config.getoption("--lane")
+    if lane is not None:
+        others = [item for item in items if lane_of(item.path) != lane]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if lane_of(item.path) == lane]
 
 
 @pytest.fixture

@@ -55,8 +55,8 @@ BOXES = {
     "queue, writer": Box("engine", "writer lifetime", (620, 150, 150, 48)),
     "sinks": Box(
         "engine",
-        "sinks/: base tee detached guarded jsonl parts remote upload console prometheus"
-        " opentelemetry metrics memory\nboundary testing",
+        "sinks/: base tee detached guarded jsonl rotation parts locks priority remote upload"
+        " console prometheus opentelemetry metrics memory\nboundary testing",
         (810, 50, 170, 150),
     ),
     "log, spool, store": Box("outside", "described by schema/", (810, 265, 170, 48)),
@@ -68,8 +68,10 @@ BOXES = {
     ),
     "reader": Box("reader", "log_files reader parquet whole_file", (810, 400, 170, 62)),
     "watch, check": Box("reader", "follow window verify validate", (810, 510, 170, 62)),
-    "rows": Box("reader", "analysis/: rows lines ahead layout runs sample", (620, 400, 150, 76)),
-    "convert": Box("reader", "analysis/: conversion", (620, 524, 150, 48)),
+    "rows": Box(
+        "reader", "analysis/: rows lines ahead layout runs sample arrivals", (620, 400, 150, 76)
+    ),
+    "convert": Box("reader", "analysis/: conversion companions", (620, 524, 150, 62)),
     "digest": Box("reader", "analysis/: digest outline stream cluster", (430, 400, 150, 76)),
     "frame": Box("reader", "analysis/: frame manifests", (430, 540, 150, 62)),
     "statistics, charts": Box("reader", "analysis/: stats plots", (200, 400, 190, 48)),
@@ -86,15 +88,14 @@ BOXES = {
     "fit": Box("reader", "analysis/: cost_model cost_model_plot engine_time", (200, 764, 190, 62)),
     "tune, capacity": Box(
         "reader",
-        "analysis/: recorded_run arrivals replay replay_measures tuning capacity\n"
-        "engines/: vllm_replay",
+        "analysis/: recorded_run replay replay_measures tuning capacity\nengines/: vllm_replay",
         (200, 846, 190, 104),
     ),
     "report": Box("reader", "analysis/report/: page charts definitions", (20, 400, 140, 76)),
     "commands": Box(
         "reader",
         "cli/: analyze report slow compare fit tune capacity top top_screen trace convert verify"
-        " validate upload doctor command replaying terminal",
+        " validate upload doctor command replaying terminal progress",
         (20, 540, 140, 440),
     ),
     "arithmetic, display": Box(

@@ -11,7 +11,7 @@ from real_vllm import Run, check_times
 
 from sched_profiler import BatchRecord, schema
 
-pytestmark = [pytest.mark.vllm, pytest.mark.aside]
+pytestmark = pytest.mark.vllm
 
 
 def expected_tokens(outputs: list[dict[str, int]]) -> int:
