@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from offline import engine, forking, prompts
 from s3_server import S3Server
 from vllm import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.worker.gpu_worker import Worker
 
 from sched_profiler import BatchProfiler, BatchRecord, lifetime
 from sched_profiler.clock import SystemClock
@@ -42,7 +39,7 @@ from sched_profiler.store import Store
 
 # All in one batch: where a prompt is cut, vLLM for the CPU knows no seed of a request.
 LENGTHS = [5, 40, 90, 17, 29, 1, 64, 8]
-MAX_TOKENS, MANY_TOKENS = 24, 400
+MAX_TOKENS = 24
 
 
 def tell(**what: Any) -> None:
@@ -51,18 +48,15 @@ def tell(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def parameters(max_tokens: int) -> list[SamplingParams]:
-    """Return those of each request: each has its seed."""
-    return [
-        SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=1.0, seed=number)
-        for number in range(len(LENGTHS))
-    ]
-
-
 def generate(llm: Any, max_tokens: int = MAX_TOKENS) -> list[list[int]]:
-    """Generate from an empty prefix cache, and return the tokens."""
+    """Generate from an empty prefix cache, and return the tokens: each request has its seed."""
     llm.reset_prefix_cache()
-    outputs = llm.generate(prompts(LENGTHS), parameters(max_tokens), use_tqdm=False)
+    batch = prompts(LENGTHS)
+    parameters = [
+        SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=1.0, seed=number)
+        for number in range(len(batch))
+    ]
+    outputs = llm.generate(batch, parameters, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
@@ -246,7 +240,6 @@ def in_process(model: str, folder: Path) -> None:
     starting.start()
     one = InProcess(model)
     one.generate("not profiled")
-    tell(many_tokens=generate(one.llm, MANY_TOKENS))
     one.run("none", str(folder / "none.jsonl"))
     modes: dict[str, AbstractContextManager[Any]] = {
         "not profiled": contextlib.nullcontext(),
@@ -308,15 +301,13 @@ def disks(one: InProcess, folder: Path, modes: dict[str, AbstractContextManager[
 
 def fork(one: InProcess, folder: Path) -> None:
     """Fork in the middle, and let the child do what it does at its end."""
-    with one.profile(str(folder / "fork.jsonl")) as profiler:
+    with one.profile(str(folder / "fork.jsonl")):
         one.generate("before a fork")
         child = multiprocessing.get_context("fork").Process(target=lifetime._close_all)
         child.start()
         one.generate("after a fork")
         child.join()
         assert child.exitcode == 0
-        # Before the clock is set back: the time of a record is known when it is written.
-        assert profiler.flush(60)
 
 
 def clock(one: InProcess, folder: Path) -> None:
@@ -453,16 +444,14 @@ class Counting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
 def workers(model: str, folder: Path) -> None:
     """Put two engines under load that have the same log, and kill the core of the first.
 
-    The second serves until somebody interrupts. Before that, one has a model that raises.
+    The second serves until somebody interrupts.
     """
     first = served(model, folder, "killed")
     (core,) = (child for child in multiprocessing.active_children() if "EngineCore" in child.name)
-    failing_core(model, folder)
     second = served(model, folder, "interrupted")
     # Whether vLLM notices in the end that its core is gone is its affair.
     serving = [
-        threading.Thread(target=serve_for_ever, args=(llm, folder / f"{name}.got"), daemon=True)
-        for llm, name in ((first, "killed"), (second, "interrupted"))
+        threading.Thread(target=serve_for_ever, args=(llm,), daemon=True) for llm in (first, second)
     ]
     for thread in serving:
         thread.start()
@@ -475,24 +464,6 @@ def workers(model: str, folder: Path) -> None:
     serving[1].join()
 
 
-def failing_core(model: str, folder: Path) -> None:
-    """Let the model of an engine with a log of its own raise in its core, under load."""
-    log, execute, steps = os.environ["VLLM_SCHEDULER_PROFILING_LOG"], Worker.execute_model, count()
-
-    def fail_at_last(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(steps) == 100:
-            raise RuntimeError("the model fails, says the test")
-        return execute(self, *args, **kwargs)
-
-    os.environ["VLLM_SCHEDULER_PROFILING_LOG"] = str(folder / "failed.jsonl")
-    # The core is a fork of this process.
-    Worker.execute_model = fail_at_last
-    with contextlib.suppress(EngineDeadError):
-        serve_for_ever(served(model, folder, "failed"), folder / "failed.got")
-    Worker.execute_model = execute
-    os.environ["VLLM_SCHEDULER_PROFILING_LOG"] = log
-
-
 def served(model: str, folder: Path, name: str) -> Any:
     """Make an engine whose core is a process of its own and is profiled, and tell its tokens."""
     os.environ["BATCHES"] = str(folder / f"{name}.batches")
@@ -502,19 +473,10 @@ def served(model: str, folder: Path, name: str) -> Any:
     return llm
 
 
-def serve_for_ever(llm: Any, got: Path) -> None:
-    """Put it under load; note what clients got so far, step by step, whatever ends that."""
-    with got.open("w") as stream:
-        for turn in count():
-            llm.reset_prefix_cache()
-            requests = zip(prompts(LENGTHS), parameters(MANY_TOKENS), strict=True)
-            for number, (prompt, parameter) in enumerate(requests):
-                llm.llm_engine.add_request(f"{turn}.{number}", prompt, parameter)
-            while llm.llm_engine.has_unfinished_requests():
-                outputs = llm.llm_engine.step()
-                so_far = {output.request_id: output.outputs[0].token_ids for output in outputs}
-                stream.write(json.dumps({name: list(ids) for name, ids in so_far.items()}) + "\n")
-                stream.flush()
+def serve_for_ever(llm: Any) -> None:
+    """Put it under load."""
+    while True:
+        generate(llm, 400)
 
 
 if __name__ == "__main__":
