@@ -301,13 +301,15 @@ def disks(one: InProcess, folder: Path, modes: dict[str, AbstractContextManager[
 
 def fork(one: InProcess, folder: Path) -> None:
     """Fork in the middle, and let the child do what it does at its end."""
-    with one.profile(str(folder / "fork.jsonl")):
+    with one.profile(str(folder / "fork.jsonl")) as profiler:
         one.generate("before a fork")
         child = multiprocessing.get_context("fork").Process(target=lifetime._close_all)
         child.start()
         one.generate("after a fork")
         child.join()
         assert child.exitcode == 0
+        # Before the clock is set back: the time of a record is known when it is written.
+        assert profiler.flush(60)
 
 
 def clock(one: InProcess, folder: Path) -> None:
