@@ -178,7 +178,7 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         loaded = put_under_load(server)
         for _ in range(8):
             clients.submit(server.complete, "a", 1900)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         # The load before had no more than three clients.
         while num_running(log) < 8:
             assert time.monotonic() < deadline
