@@ -58,7 +58,7 @@ links: $(READY) ## Ask for each page of another host that the documentation link
 .PHONY: bench
 bench: export PYTHONPATH := bench:examples:tests
 bench: export VLLM_LOGGING_LEVEL := ERROR
-bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, half an hour
+bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quiet machine, an hour and more
 	$(BIN)/python bench/hook_cost.py
 	$(BIN)/python bench/writer_cost.py
 	$(BIN)/python bench/sink_cost.py
