@@ -25,7 +25,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 __all__ = ["FixedTierScheduler", "TierScheduler", "main"]
 
 NUM_CUSTOMERS = 12
-LOOKUP_S = 0.03
+LOOKUP_S = 0.1
 """What the other service takes to answer."""
 REFRESH_STEPS = 40
 """After so many steps of the scheduler the table is asked for anew."""

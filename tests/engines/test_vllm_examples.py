@@ -75,8 +75,8 @@ def stalled_batches(log: Path) -> set[int]:
 
 
 def slow(log: Path, capsys: pytest.CaptureFixture[str]) -> set[int]:
-    """Return the batches that `sched-profiler slow` names for a schedule() of 30 ms and more."""
-    limits = ["--schedule-over", "29.9ms", "--top", "1000"]
+    """Return the batches that `sched-profiler slow` names for a schedule() of 100 ms and more."""
+    limits = ["--schedule-over", "99.9ms", "--top", "1000"]
     assert cli.main(["slow", str(log), *limits, "--json"]) == 0
     return {batch["batch_id"] for batch in json.loads(capsys.readouterr().out)}
 
@@ -92,7 +92,7 @@ def test_the_planted_stall_is_found(
     findings = {finding.kind: finding for finding in find_anomalies(load(log), load_manifests(log))}
     spikes = findings["schedule_spikes"]
     assert spikes.numbers["num_spikes"] >= len(stalled)
-    assert spikes.numbers["spike_ms_p50"] >= 29.9
+    assert spikes.numbers["spike_ms_p50"] >= 99.9
 
 
 def test_the_fix_of_the_planted_stall_leaves_no_finding(
@@ -106,4 +106,4 @@ def test_the_fix_of_the_planted_stall_leaves_no_finding(
     assert "schedule_spikes" not in {finding.kind for finding in findings}
     tokens = [load(side)["total_scheduled_tokens"].sum() for side in stall_logs.values()]
     assert tokens[0] == tokens[1]
-    assert load(log)["schedule_duration_ms"].quantile(0.99) < 30
+    assert load(log)["schedule_duration_ms"].quantile(0.99) < 100
