@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sched_profiler.log_files import LogFile
     from sched_profiler.reader import Tally
 
-__all__ = ["SCHEMA", "read_batches", "read_parquet_records"]
+__all__ = ["MOST_VALUES", "SCHEMA", "read_batches", "read_parquet_records"]
 
 _TYPES: dict[Any, Any] = {
     int: pa.int64(),
@@ -44,6 +44,12 @@ SCHEMA: Any = pa.schema([_field(field) for field in attrs.fields(BatchRecord)])
 
 _ROWS = 32_768
 """How many rows are held at a time."""
+MOST_VALUES = 1 << 24
+"""Most values that a column may have in a row group: a list of many ones takes no place in a file,
+but a place for each in memory."""
+_MOST_TEXT = 256 << 20
+"""Most bytes of text in the rows that are held at a time; in a file, the same text is there once.
+"""
 
 _REMEDY = "write it again with `sched-profiler convert`"
 
@@ -58,6 +64,10 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
     with open_file(file) as stream:
         try:
             source = pq.ParquetFile(stream)
+            # Text stays what it is in the file until it is known how much of it there is.
+            source = pq.ParquetFile(
+                stream, metadata=source.metadata, read_dictionary=_text_columns(source)
+            )
             present = set(source.schema_arrow.names)
             missing = [f.name for f in SCHEMA if not f.nullable and f.name not in present]
             if missing:
@@ -65,14 +75,44 @@ def read_batches(file: LogFile, tally: Tally, columns: Sequence[str]) -> Iterato
             num_rows, total = 0, max(source.metadata.num_rows, 1)
             # Of a newer version, no column can be trusted.
             wanted = {*columns, "schema_version"} & present
-            for batch in source.iter_batches(_ROWS, columns=sorted(wanted)):
-                yield _checked(pa.Table.from_batches([batch]), file.name, columns, num_rows)
-                num_rows += batch.num_rows
-                tally.num_bytes = already + file.num_bytes * num_rows // total
+            for group in range(source.metadata.num_row_groups):
+                _check_size(source.metadata.row_group(group), wanted, file.name)
+                for batch in source.iter_batches(_ROWS, row_groups=[group], columns=sorted(wanted)):
+                    yield _checked(pa.Table.from_batches([batch]), file.name, columns, num_rows)
+                    num_rows += batch.num_rows
+                    tally.num_bytes = already + file.num_bytes * num_rows // total
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise LogError(f"{file.name} is no Parquet ({reason:.200}); {_REMEDY}") from None
     tally.num_bytes = already + file.num_bytes
+
+
+def _text_columns(source: Any) -> list[str]:
+    columns = map(source.schema.column, range(len(source.schema)))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+def _check_size(group: Any, columns: set[str], name: str) -> None:
+    for column in map(group.column, range(group.num_columns)):
+        path = column.path_in_schema
+        if path.partition(".")[0] in columns and column.num_values > MOST_VALUES:
+            raise LogError(
+                f"{name} has {column.num_values:,} values of {path} in a row group; "
+                f"{_REMEDY}, or with row groups of at most {MOST_VALUES:,} values"
+            )
+
+
+def _check_text(column: Any, name: str, first_row: int) -> None:
+    for chunk in column.chunks:
+        values = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+        if not pa.types.is_dictionary(values.type):
+            continue
+        num_bytes = pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+        if num_bytes > _MOST_TEXT:
+            raise LogError(
+                f"{name} holds {num_bytes:,} bytes of text in the {len(column):,} rows from "
+                f"row {first_row + 1}; this is no log of a scheduler"
+            )
 
 
 def _checked(table: Any, name: str, columns: Sequence[str], first_row: int) -> Any:
@@ -92,11 +132,14 @@ def _column(table: Any, column: str, name: str, first_row: int) -> Any:
     if column not in table.column_names:
         return pa.nulls(table.num_rows, field.type)
     values = table[column]
+    _check_text(values, name, first_row)
     try:
         cast = values.cast(field.type)
     except pa.ArrowException:
+        is_text = pa.types.is_dictionary(values.type)
+        kind = values.type.value_type if is_text else values.type
         raise LogError(
-            f"{name}: the column {column} is of {values.type}, not {field.type}; {_REMEDY}"
+            f"{name}: the column {column} is of {kind}, not {field.type}; {_REMEDY}"
         ) from None
     if cast.null_count and not field.nullable:
         row = first_row + pc.index(pc.is_null(cast), True).as_py() + 1

@@ -8,13 +8,17 @@ import os
 from pathlib import Path
 
 import attrs
+import numpy as np
+import pyarrow as pa
 import pytest
 from peak_memory import on_linux, peak_mb
+from pyarrow import parquet as pq
 from synthetic import batch, records, write_log
 
 from sched_profiler.cli import main
 from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
+from sched_profiler.parquet import SCHEMA
 
 MIB = 1 << 20
 
@@ -47,6 +51,39 @@ def test_a_line_without_end_is_refused_in_little_memory(
         f"sched-profiler: line 2 of {path} is longer than 16 MiB; this is no log of a scheduler\n"
     )
     assert megabytes < (300 if command in ("analyze", "slow") else 100)
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("command", "column", "message"),
+    [
+        ("analyze", "decode_chunk_sizes", "30,000,004 values of decode_chunk_sizes.list.element"),
+        ("verify", "run_id", "3,000,000,000 bytes of text in the 3,000 rows from row 1"),
+        ("convert", "request_ids", "3,000,000,000 bytes of text in the 3,000 rows from row 1"),
+    ],
+)
+def test_parquet_that_unfolds_is_refused_in_little_memory(
+    tmp_path: Path, command: str, column: str, message: str
+) -> None:
+    """A list of 30 million ones, or a name of a megabyte thousands of times: both small files."""
+    rows = pa.Table.from_pylist([attrs.asdict(batch(n)) for n in range(3000)], schema=SCHEMA)
+    if column == "decode_chunk_sizes":
+        many = pa.array(np.ones(30_000_004, np.int32))
+        values = pa.ListArray.from_arrays([*range(2999), 2999, 30_000_004], many)
+    else:
+        names = pa.DictionaryArray.from_arrays(np.zeros(3000, np.int32), ["x" * 1_000_000])
+        values = names
+        if column == "request_ids":
+            values = pa.ListArray.from_arrays([*range(3001)], names)
+    path = tmp_path / "log.parquet"
+    position = rows.schema.get_field_index(column)
+    pq.write_table(rows.set_column(position, column, values), path)
+    assert path.stat().st_size < 3_000_000
+    further = [tmp_path / "out.parquet"] if command == "convert" else []
+    code, errors, megabytes = peak_mb(command, path, *further)
+    assert code == 2
+    assert message in errors
+    assert megabytes < 400
 
 
 @on_linux

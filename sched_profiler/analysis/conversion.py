@@ -18,6 +18,7 @@ from sched_profiler.analysis.rows import read_rows
 from sched_profiler.analysis.runs import starts_over
 from sched_profiler.errors import SchedProfilerError
 from sched_profiler.log_files import LogPath, find_logs, logs_to_read
+from sched_profiler.parquet import MOST_VALUES
 from sched_profiler.parquet import SCHEMA as ARROW_SCHEMA
 from sched_profiler.reader import Tally, empty_error
 from sched_profiler.redact import is_url
@@ -152,18 +153,15 @@ class _Names:
 
 def _write_file(path: Path, rows: Iterator[pl.DataFrame], written: list[Path]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        whole_file(path) as unfinished,
-        pq.ParquetWriter(unfinished, ARROW_SCHEMA, compression="zstd") as writer,
-    ):
+    with whole_file(path) as unfinished, _writer(unfinished) as writer:
         held: list[pl.DataFrame] = []
         for some in rows:
             held.append(some)
             if sum(map(len, held)) >= _ROWS:
-                writer.write_table(_table(held))
+                _write(writer, held)
                 held = []
         if held:
-            writer.write_table(_table(held))
+            _write(writer, held)
     written.append(path)
 
 
@@ -183,8 +181,8 @@ def _write_folder(folder: Path, rows: Iterator[pl.DataFrame], written: list[Path
         num_files[place] = number + 1
         place.mkdir(parents=True, exist_ok=True)
         path = place / f"{number}.parquet"
-        with whole_file(path) as unfinished:
-            pq.write_table(_table(held.pop(place)), unfinished, compression="zstd")
+        with whole_file(path) as unfinished, _writer(unfinished) as writer:
+            _write(writer, held.pop(place))
         del num_held[place]
         written.append(path)
 
@@ -201,5 +199,18 @@ def _write_folder(folder: Path, rows: Iterator[pl.DataFrame], written: list[Path
         write(place)
 
 
-def _table(held: list[pl.DataFrame]) -> Any:
-    return pl.concat(held).to_arrow().cast(ARROW_SCHEMA)
+def _writer(path: Path) -> Any:
+    return pq.ParquetWriter(path, ARROW_SCHEMA, compression="zstd")
+
+
+def _write(writer: Any, held: list[pl.DataFrame]) -> None:
+    rows = pl.concat(held)
+    # Row groups with long lists are short: whoever reads one holds it.
+    longest = max(
+        rows.select(pl.col(name).list.len().max()).item() or 0
+        for name, kind in rows.schema.items()
+        if kind == pl.List
+    )
+    writer.write_table(
+        rows.to_arrow().cast(ARROW_SCHEMA), row_group_size=max(1, MOST_VALUES // max(longest, 1))
+    )
