@@ -67,6 +67,7 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/end_to_end.py --layers 12
 	$(BIN)/python bench/delivery_rate.py
 	$(BIN)/python bench/validate_rate.py
+	$(BIN)/python bench/top_cost.py
 	$(BIN)/python bench/findings.py --real
 	$(BIN)/python bench/compare_coverage.py
 	$(BIN)/python bench/tuning_check.py

@@ -72,7 +72,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(num_decodes, Path(folder)) for num_decodes in (1, 64, 256)]
+        rows = [measure(num_decodes, Path(folder)) for num_decodes in (1, 64, 256, 1024)]
     for row in rows:
         print(
             f"{row['decodes']:>4} decodes a batch: {row['records_per_second']:>8.0f} records/s,"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -99,6 +100,7 @@ class RunReport:
         gaps: first and last `batch_id` of each gap between records.
         end: `clean`, `incomplete` (the run ended, and could not write all it had), `none` (it goes
             on, or was killed) or `unknown` (no manifest was found).
+        last_batch_id: of the last batch with a record; None without records.
         last_timestamp: Unix time in seconds of the last batch; None without records.
     """
 
@@ -113,6 +115,7 @@ class RunReport:
     num_unexplained: int
     gaps: list[tuple[int, int]]
     end: str
+    last_batch_id: int | None
     last_timestamp: float | None
 
 
@@ -153,6 +156,7 @@ class Report:
             for row in rows
         ]
         lines += [_gaps(run) for run in self.runs if run.num_unexplained]
+        lines += [_no_end(run) for run in self.runs if run.end == "none" and run.num_records]
         for number, kind in (
             (self.num_skipped_lines, "invalid"),
             (self.num_half_written_lines, "half-written"),
@@ -192,6 +196,20 @@ def _gaps(run: RunReport) -> str:
     if after := run.num_missing - sum(last - first + 1 for first, last in run.gaps):
         shown.append(f"{after} after the last record")
     return f"missing of run {_name(run)}: batches {', '.join(shown)}"
+
+
+def _no_end(run: RunReport) -> str:
+    try:
+        moment = datetime.fromtimestamp(run.last_timestamp or 0, UTC)
+    except (OverflowError, OSError, ValueError):
+        # Far from any time that a calendar has.
+        last = str(run.last_timestamp)
+    else:
+        last = moment.isoformat(" ", "milliseconds")
+    return (
+        f"no end of run {_name(run)}: it goes on, or was killed after batch {run.last_batch_id} "
+        f"({last}) with what it had not written yet, as a rule the batches of 0.2 s"
+    )
 
 
 class _Seen:
@@ -307,5 +325,6 @@ def _report(seen: _Seen | None, manifest: RunManifest | None) -> RunReport:
         num_unexplained=max(0, num_missing - num_dropped - num_removed),
         gaps=list(batches.gaps()),
         end=end,
+        last_batch_id=batches.end - 1 if seen else None,
         last_timestamp=seen.last_timestamp if seen else None,
     )

@@ -66,6 +66,11 @@ class Terminal:
         os.close(self._programs)
 
     @property
+    def pid(self) -> int:
+        """Number of the program's process."""
+        return self._process.pid
+
+    @property
     def attributes(self) -> list[object]:
         """How the terminal is set now: whether it echoes, and so on."""
         return termios.tcgetattr(self._programs)
@@ -80,7 +85,7 @@ class Terminal:
         deadline = time.monotonic() + _PATIENCE_S
         while not shown(self.text):
             assert time.monotonic() < deadline, self.text
-            self._take(0.05)
+            self.take(0.05)
         return self.text
 
     def wait_for_text(self, *parts: str) -> str:
@@ -105,11 +110,12 @@ class Terminal:
         deadline = time.monotonic() + _PATIENCE_S
         while self._process.poll() is None:
             assert time.monotonic() < deadline, self.text
-            self._take(0.05)
-        self._take(0.0)
+            self.take(0.05)
+        self.take(0.0)
         return self._process.returncode
 
-    def _take(self, seconds: float) -> None:
+    def take(self, seconds: float) -> None:
+        """Take what the program shows, for at most so long as nothing new comes."""
         while select.select([self._own], [], [], seconds)[0]:
             data = os.read(self._own, 65_536)
             self.printed += data

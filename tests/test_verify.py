@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sched_profiler.codec import encode
 from sched_profiler.manifest import Run, write_manifest
 from sched_profiler.reader import file_records
 from sched_profiler.verify import RunReport, _Ranges, verify
+from sched_profiler.writer import _POLL_S
 
 Capture = pytest.CaptureFixture[str]
 
@@ -210,8 +212,13 @@ def test_what_a_live_run_writes_while_it_is_verified_is_not_missing(
         profiler.close()
 
     monkeypatch.setattr("sched_profiler.verify.file_records", read_and_go_on)
-    (run,) = verify(tmp_path).runs
+    report = verify(tmp_path)
+    (run,) = report.runs
     assert (run.num_records, run.num_missing, run.end) == (10, 0, "none")
+    assert run.last_batch_id == 9
+    # How much may be missing after it, if that was its end.
+    told = rf"no end of run {run.run_id}: .* after batch 9 \(20.*\+00:00\) .* of {_POLL_S:g} s$"
+    assert re.search(told, str(report), re.MULTILINE)
     monkeypatch.undo()
     assert verify(tmp_path).runs[0].num_records == 20
 

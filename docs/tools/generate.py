@@ -209,6 +209,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
     "delivery rate": measured.delivery_rate,
+    "top cost": measured.top_cost,
+    "validate rate": measured.validate_rate,
     "soak": measured.soak,
     "end to end": measured.end_to_end,
     "faults": measured.faults,

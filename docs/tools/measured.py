@@ -128,6 +128,33 @@ def writer_share() -> str:
     return _table([*header, "with the hook", "and the writer"], rows)
 
 
+def top_cost() -> str:
+    """Return how much of a core `top` takes."""
+    rows = [
+        [
+            f"every {row['interval']}",
+            str(row["batches_per_second"]),
+            f"{row['share_of_a_core']:.0%}",
+        ]
+        for row in _load("top_cost")
+    ]
+    return _table(["drawn", "batches/s", "of a core"], rows)
+
+
+def validate_rate() -> str:
+    """Return how many records a second `validate` gets through."""
+    rows = [
+        [
+            str(row["decodes"]),
+            f"{row['records_per_second']:,.0f}",
+            f"{row['megabytes_per_second']:.0f}",
+            f"{row['reference_records_per_second']:,.0f}",
+        ]
+        for row in _load("validate_rate")
+    ]
+    return _table(["decodes in a record", "records/s", "MB/s", "records/s of jsonschema"], rows)
+
+
 def delivery_rate() -> str:
     """Return what became of batches that came faster than any engine makes them."""
     rows = [

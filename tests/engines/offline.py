@@ -143,9 +143,12 @@ def forking() -> Iterator[None]:
 
 
 def asynchronous(model: str) -> Any:
-    """Scheduling overlaps with a worker in a process of its own, as on a GPU."""
+    """Scheduling overlaps with a worker in a process of its own, as on a GPU.
+
+    The engine is in a process of its own as well.
+    """
     with asynchronous_scheduling(), forking():
-        llm = engine(model, async_scheduling=True, distributed_executor_backend="mp")
+        llm = engine_with_oracle(model, async_scheduling=True, distributed_executor_backend="mp")
     return generate(llm, prompts([5, 40, 300, 700, 1100, 17] * 4), 24)
 
 

@@ -48,10 +48,11 @@ def test_a_synchronous_run_schedules_the_tokens_that_vllm_reports(in_process: Ru
 
 def test_an_asynchronous_run_counts_no_second_twice(asynchronous: Run) -> None:
     """Batches overlap, so Σ total exceeds the wall time, and Σ(model_run + idle) does not."""
-    (records,) = asynchronous.runs
+    (records,), (account,) = asynchronous.runs, asynchronous.accounts
     outputs = asynchronous.outputs["asynchronous"]
     check_run(records)
-    check_times(records)
+    account.check(records)
+    check_times(records, account.wall_ms)
     assert sum(r.total_scheduled_tokens for r in records) == expected_tokens(outputs)
     assert sum(r.num_generated_tokens or 0 for r in records) == sum(o["generated"] for o in outputs)
     assert max(r.num_inflight_batches or 0 for r in records) == 1
