@@ -347,6 +347,22 @@ def test_how_to_install_says_what_was_measured_of_the_package(page: str) -> None
     assert f" {round(took['from sched_profiler import *'], -1):.0f} ms" in text
 
 
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("README.md", "up to {} times the cost"),
+        ("docs/how-to/bound-the-cost.md", "up to {} times the cost"),
+        ("docs/how-to/bound-the-cost.zh.md", "最多是 {} 倍"),
+    ],
+)
+def test_what_pages_say_of_the_cost_without_c_was_measured(page: str, words: str) -> None:
+    """The most of what the table on the page about the cost has in that column."""
+    header, _, *rows = generator().GENERATORS["hook cost ratios"]().splitlines()
+    column = header.split(" | ").index("sched_profiler without C")
+    most = max(float(row.split(" | ")[column]) for row in rows)
+    assert words.format(most) in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_what_pages_say_of_the_size_of_a_log_is_that_of_the_demo(tmp_path: Path) -> None:
     """Bytes of a record, and what compression makes of them: of the log in the checkout."""
     text = gzip.decompress((ROOT / "examples/first_look.jsonl.gz").read_bytes())

@@ -78,7 +78,12 @@ def hook_ratios() -> str:
         if row["caches"] == "live":
             by_name = cells.setdefault((row["batch"], row["running"]), {})
             by_name[row["contender"]] = row["net_p50_us"]
-    others = ("iteration details", "per-request walk", "hand-rolled")
+    others = (
+        "sched_profiler without C",
+        "iteration details",
+        "per-request walk",
+        "hand-rolled",
+    )
     rows = [
         [batch, str(running), *(f"{net[name] / net['sched_profiler']:.1f}" for name in others)]
         for (batch, running), net in cells.items()
