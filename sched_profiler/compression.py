@@ -22,7 +22,7 @@ SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 """Ways to compress, and what they add to the name of a file."""
 
 _CHUNK_BYTES = 1 << 20
-# A part shrinks to an eighth either way; more effort costs far more time than it saves bytes.
+# More effort costs far more time than it saves bytes.
 _GZIP_LEVEL = 3
 
 

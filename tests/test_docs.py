@@ -378,9 +378,15 @@ def test_what_pages_say_of_the_size_of_a_log_is_that_of_the_demo(tmp_path: Path)
     log = tmp_path / "log.jsonl"
     log.write_bytes(text)
     share = round(len(text) / compress(log, "gzip").stat().st_size)
-    page = ROOT / "docs/how-to/rotate-the-log.md"
-    assert f"a {share}th of its size" in page.read_text(encoding="utf-8")
-    assert f"1/{share}" in translation_of(page).read_text(encoding="utf-8")
+    for name, pronoun in (("rotate-the-log.md", "its"), ("bound-the-cost.md", "their")):
+        page = ROOT / "docs/how-to" / name
+        assert f"a {share}th of {pronoun} size" in page.read_text(encoding="utf-8")
+        assert f"1/{share}" in translation_of(page).read_text(encoding="utf-8")
+    page = ROOT / "docs/how-to/bound-the-cost.md"
+    for limited in (page, translation_of(page)):
+        text_of_page = limited.read_text(encoding="utf-8")
+        assert "SCHED_PROFILER_KEEP_MIB=2048" in text_of_page
+        assert f" {2 * share} GiB" in text_of_page
 
 
 def test_the_readme_has_the_17_fields_as_the_class_has_them() -> None:
