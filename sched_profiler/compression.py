@@ -9,7 +9,7 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from sched_profiler.errors import LogError, SettingError, install_command
+from sched_profiler.errors import LogError, SettingError, how_to_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def require(way: str) -> None:
     if way == "zstd" and _zstandard() is None:
         raise SettingError(
             "zstd needs zstandard, which is not installed; "
-            f"install it with: {install_command('zstd')}, or choose gzip"
+            f"install it with: {how_to_install('zstd')}, or choose gzip"
         )
 
 
@@ -67,7 +67,7 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
         if zstandard is None:
             raise LogError(
                 f"{name} needs zstandard, which is not installed; "
-                f"install it with: {install_command('zstd')}"
+                f"install it with: {how_to_install('zstd')}"
             )
         reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
         return cast("BinaryIO", io.BufferedReader(reader, _CHUNK_BYTES))

@@ -28,7 +28,7 @@ from sched_profiler.errors import (
     SchedProfilerError,
     SettingError,
     UploadError,
-    install_command,
+    how_to_install,
     printable,
 )
 from sched_profiler.log_names import LogNames, fill, placeholder_values
@@ -215,7 +215,7 @@ def _sinks(settings: our.Settings, environ: Mapping[str, str]) -> Iterator[Findi
                 f"sink {name}",
                 "warning",
                 f"{module} is not installed; the other sinks work without it",
-                install_command(name),
+                how_to_install(name),
             )
     if "prometheus" in settings.sinks:
         yield _prometheus(settings, environ)

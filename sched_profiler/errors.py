@@ -15,7 +15,7 @@ __all__ = [
     "SettingError",
     "SinkUnavailableError",
     "UploadError",
-    "install_command",
+    "how_to_install",
     "printable",
     "shown",
 ]
@@ -36,7 +36,7 @@ class MissingExtraError(SchedProfilerError):
         """Say that `part` lacks a module, and which extra has it."""
         super().__init__(
             f"{part} needs {missing.name}, which is not installed; "
-            f"install it with: {install_command(extra)}"
+            f"install it with: {how_to_install(extra)}"
         )
 
 
@@ -60,9 +60,9 @@ class UploadError(SchedProfilerError):
     """A file did not arrive in a store; the message holds no credential."""
 
 
-def install_command(extra: str) -> str:
-    """Return the command that installs an extra of ours."""
-    return f'pip install "sched-profiler[{extra}]"'
+def how_to_install(extra: str) -> str:
+    """Return how an extra of ours is installed: not by name, since no package index has us yet."""
+    return f'pip install ".[{extra}]" in a checkout of sched_profiler'
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,7 @@ from sched_profiler.errors import (
     SchedProfilerError,
     SettingError,
     UploadError,
-    install_command,
+    how_to_install,
 )
 from sched_profiler.redact import is_url, redacted, split_url, without_credentials
 
@@ -63,7 +63,7 @@ def require(url: str) -> None:
         extra = _EXTRAS.get(scheme, "remote")
         raise SettingError(
             f"{scheme}:// URLs need a package that is not installed ({error}); "
-            f"install it with: {install_command(extra)}"
+            f"install it with: {how_to_install(extra)}"
         ) from None
     except ValueError:
         raise SettingError(

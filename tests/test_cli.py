@@ -276,7 +276,7 @@ def test_without_polars_the_error_says_what_to_install(log: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "sched-profiler: analyze needs polars, which is not installed; "
-        'install it with: pip install "sched-profiler[analysis]"\n'
+        'install it with: pip install ".[analysis]" in a checkout of sched_profiler\n'
     )
 
 
@@ -433,7 +433,7 @@ def test_without_the_extra_validate_says_what_to_install(log: Path, module: str)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"sched-profiler: validate needs {module}, which is not installed; "
-        'install it with: pip install "sched-profiler[validate]"\n'
+        'install it with: pip install ".[validate]" in a checkout of sched_profiler\n'
     )
 
 
@@ -634,7 +634,9 @@ def test_without_the_extra_report_says_what_to_install(
     done = run("-c", code, "report", log, "-o", tmp_path / "report.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"sched-profiler: report needs {module}")
-    assert done.stderr.endswith('install it with: pip install "sched-profiler[report]"\n')
+    assert done.stderr.endswith(
+        'install it with: pip install ".[report]" in a checkout of sched_profiler\n'
+    )
     assert not (tmp_path / "report.html").exists()
 
 

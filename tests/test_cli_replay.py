@@ -165,7 +165,7 @@ def test_without_vllm_the_error_says_what_to_install(
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "a replay needs vLLM" in captured.err
-        assert 'pip install "sched-profiler[vllm]"' in captured.err
+        assert 'pip install ".[vllm]"' in captured.err
 
 
 def test_a_damaged_trace_is_an_error_with_its_line(tmp_path: Path, capsys: Capture) -> None:

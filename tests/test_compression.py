@@ -58,5 +58,5 @@ def test_a_way_that_is_not_installed_is_an_error_at_once(
 ) -> None:
     """With the remedy, when the sink is made."""
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(SettingError, match=r'pip install "sched-profiler\[zstd\]", or choose gzip'):
+    with pytest.raises(SettingError, match=r'pip install "\.\[zstd\]" in a .+, or choose gzip'):
         JsonlSink(tmp_path / "log", rotation=Rotation(part_seconds=1, compress="zstd"))

@@ -154,7 +154,7 @@ def test_a_missing_extra_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monkey
     """The other sinks work without it."""
     monkeypatch.setattr("sched_profiler.doctor._is_installed", lambda module: False)
     finding = warning(tmp_path, SCHED_PROFILER_SINKS="jsonl,otel")
-    assert finding.remedy == 'pip install "sched-profiler[otel]"'
+    assert finding.remedy == 'pip install ".[otel]" in a checkout of sched_profiler'
 
 
 def test_metrics_that_nobody_can_read_are_a_warning(tmp_path: Path) -> None:

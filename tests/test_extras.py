@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from synthetic import records, write_log
 
 from sched_profiler.cli import COMMANDS
 
+ROOT = Path(__file__).parents[1]
 BASE_ONLY = """
 import contextlib, io, json, sys
 
@@ -87,7 +89,10 @@ def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
         code, printed, error = said[name]
         assert (code, printed) == (2, ""), name
         assert error.count("\n") == 1, (name, error)
-        assert f'install it with: pip install "sched-profiler[{extra}]"' in error, name
+        assert f'install it with: pip install ".[{extra}]" in a checkout' in error, name
+    page = ROOT / "docs/how-to/troubleshoot.md"
+    (quoted,) = re.findall(r"^\| `(analyze needs .+?)` \|", page.read_text("utf-8"), re.MULTILINE)
+    assert quoted in said["analyze"][2]
     assert not Path(out).exists()
     assert said["verify"][0] == 0
     assert "no run to upload" in said["upload"][2]

@@ -110,7 +110,7 @@ def test_without_its_package_it_says_how_to_install_it(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
     error = failure(capsys, log, "--once")
-    assert 'pip install "sched-profiler[top]"' in error
+    assert 'pip install ".[top]"' in error
 
 
 def test_it_waits_for_a_log_and_shows_what_comes(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sched_profiler.analysis.replay import Plan
-from sched_profiler.errors import SchedProfilerError
+from sched_profiler.errors import SchedProfilerError, how_to_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,7 @@ def require_vllm() -> str:
     except Exception as error:
         raise SchedProfilerError(
             "a replay needs vLLM, whose scheduler it runs, and vLLM cannot be imported here "
-            f'({error}); run it where vLLM is installed, or: pip install "sched-profiler[vllm]"'
+            f"({error}); run it where vLLM is installed, or: {how_to_install('vllm')}"
         ) from error
     version: str = vllm.__version__
     return version

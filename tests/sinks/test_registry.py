@@ -179,7 +179,7 @@ def test_without_the_extra_the_error_says_what_to_install(
         sinks = make_sinks(find_sinks([name, "jsonl"]), context())
     assert list(sinks) == ["jsonl"]
     assert f"sink {name} needs {module}" in caplog.text
-    assert f'pip install "sched-profiler[{extra}]"' in caplog.text
+    assert f'pip install ".[{extra}]"' in caplog.text
     assert "Traceback" not in caplog.text
 
 
