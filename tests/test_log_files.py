@@ -149,10 +149,10 @@ def test_what_is_not_installed_is_named_with_the_remedy(
     """As one line."""
     pytest.importorskip("zstandard")
     without(monkeypatch, "zstandard")
-    with pytest.raises(LogError, match=r'pip install "sched-profiler\[zstd\]"'):
+    with pytest.raises(LogError, match=r'pip install "\.\[zstd\]"'):
         list(read_records(folder))
     without(monkeypatch, "fsspec")
-    with pytest.raises(LogError, match=r'pip install "sched-profiler\[s3\]"'):
+    with pytest.raises(LogError, match=r'pip install "\.\[s3\]"'):
         list(read_records("s3://bucket/x/"))
 
 

@@ -522,7 +522,7 @@ def test_what_is_not_installed_is_an_error_at_once(
 ) -> None:
     """With the remedy."""
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(SettingError, match=rf'pip install "sched-profiler\[{extra}\]"'):
+    with pytest.raises(SettingError, match=rf'pip install "\.\[{extra}\]"'):
         RemoteSink(url)
 
 
