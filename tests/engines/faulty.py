@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -42,9 +43,9 @@ from sched_profiler.store import Store
 # All in one batch: where a prompt is cut, vLLM for the CPU knows no seed of a request.
 LENGTHS = [5, 40, 90, 17, 29, 1, 64, 8]
 MAX_TOKENS = 24
-MANY_TOKENS = 400
+MANY_TOKENS = 300
 # Before an engine under load comes to its end.
-ENOUGH_BATCHES = 400
+ENOUGH_BATCHES = 250
 
 
 def tell(**what: Any) -> None:
@@ -456,46 +457,45 @@ class Failing(Counting):
         return super().schedule(*args, **kwargs)
 
 
-ENDS = {"killed": Counting, "failed": Failing, "interrupted": Counting}
+ENDS = {
+    "killed": ("Counting", signal.SIGKILL),
+    "failed": ("Failing", None),
+    "interrupted": ("Counting", signal.SIGINT),
+    # Together with this process, by the test.
+    "interrupted twice": ("Counting", None),
+}
+"""The scheduler of each engine, and the signal that its core gets under load."""
 
 
 def workers(model: str, folder: Path) -> None:
-    """Put engines under load that have the same log, and let their cores end each in its way.
-
-    The last serves until somebody interrupts.
-    """
-    serving, cores = {}, {}
-    for name in ENDS:
-        others = multiprocessing.active_children()
-        llm = served(model, folder, name)
-        (cores[name],) = (
-            child
-            for child in multiprocessing.active_children()
-            if "EngineCore" in child.name and child not in others
-        )
+    """Make engines that have the same log; put one after the other under load until it ends."""
+    engines = {name: served(model, folder, name) for name in ENDS}
+    for name, (llm, core) in engines.items():
         # Whether vLLM notices in the end that its core is gone is its affair.
-        serving[name] = threading.Thread(
+        threading.Thread(
             target=serve_for_ever, args=(llm, folder / f"{name}.received"), daemon=True
-        )
-    for thread in serving.values():
-        thread.start()
-    for name in ENDS:
+        ).start()
         while (folder / f"{name}.batches").read_bytes().count(b"\n") < ENOUGH_BATCHES:
             time.sleep(0.05)
-    cores["killed"].kill()
-    cores["killed"].join()
-    cores["failed"].join()
-    tell(ended=True)
-    serving["interrupted"].join()
+        if signum := ENDS[name][1]:
+            os.kill(core.pid, signum)
+        tell(ending=name)
+        core.join()
 
 
-def served(model: str, folder: Path, name: str) -> Any:
-    """Make an engine whose core is a process of its own and is profiled, and tell its tokens."""
+def served(model: str, folder: Path, name: str) -> tuple[Any, Any]:
+    """Make a profiled engine and tell its tokens; return it and its core, a process of its own."""
     os.environ["BATCHES"] = str(folder / f"{name}.batches")
+    others = multiprocessing.active_children()
     with forking():
-        llm = engine(model, scheduler_cls=f"faulty.{ENDS[name].__name__}")
+        llm = engine(model, scheduler_cls=f"faulty.{ENDS[name][0]}")
     tell(fault=name, tokens=generate(llm))
-    return llm
+    (core,) = (
+        child
+        for child in multiprocessing.active_children()
+        if "EngineCore" in child.name and child not in others
+    )
+    return llm, core
 
 
 def serve_for_ever(llm: Any, path: Path) -> None:

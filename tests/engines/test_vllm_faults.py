@@ -11,6 +11,7 @@ from statistics import median
 
 import attrs
 import pytest
+from faulty import ENDS
 from faulty_vllm import Answer, Faults, faulty, told, with_group
 from machine import lacks
 
@@ -186,7 +187,7 @@ def test_no_credential_is_in_what_the_engine_printed_or_left(faults: Faults) -> 
 
 @attrs.frozen
 class Workers:
-    """What engine cores left that had the same log: killed, failed, and interrupted.
+    """What engine cores left that had the same log and came to one of `ENDS` each.
 
     Attributes:
         tokens: what they generated before they were put under load.
@@ -210,11 +211,11 @@ def started(log: Path) -> float:
 
 @pytest.fixture(scope="module")
 def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
-    """Put engines under load, and interrupt the last as a terminal does, twice."""
+    """Let them come to their ends; interrupt the last as a terminal does, twice."""
     folder = tmp_path_factory.mktemp("workers")
     with faulty(model, folder, "workers") as process:
         deadline = time.monotonic() + 280
-        while not any("ended" in line for line in told(folder)):
+        while {"ending": "interrupted twice"} not in told(folder):
             assert process.poll() is None, (folder / "printed").read_text()[-5000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -222,8 +223,8 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
         time.sleep(0.2)
         with_group(process, signal.SIGINT)
         # When the process itself comes to its end is vLLM's affair.
-        failed, interrupted = sorted(folder.glob("log.*.jsonl"), key=started)
-        while verify(interrupted).runs[0].end != "clean":
+        logs = sorted(folder.glob("log*.jsonl"), key=started)
+        while verify(logs[-1]).runs[0].end != "clean":
             assert time.monotonic() < deadline, (folder / "printed").read_text()[-5000:]
             time.sleep(0.2)
     return Workers(
@@ -233,11 +234,7 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
             path.stem: [float(line) for line in path.read_text().splitlines()]
             for path in folder.glob("*.batches")
         },
-        {
-            "killed": verify(folder / "log.jsonl"),
-            "failed": verify(failed),
-            "interrupted": verify(interrupted),
-        },
+        {name: verify(log) for name, log in zip(ENDS, logs, strict=True)},
         (folder / "printed").read_text(),
     )
 
@@ -269,9 +266,10 @@ def test_an_engine_core_that_fails_loses_nothing(workers: Workers) -> None:
     assert run.end == "clean"
 
 
-def test_an_engine_that_is_interrupted_twice_loses_nothing(workers: Workers) -> None:
-    """All processes get both signals; a batch that is just being formed at the first is none."""
-    (run,), batches = workers.reports["interrupted"].runs, workers.batches["interrupted"]
+@pytest.mark.parametrize("end", ["interrupted", "interrupted twice"])
+def test_an_engine_that_is_interrupted_loses_nothing(workers: Workers, end: str) -> None:
+    """The core alone, or all processes; a batch that is just being formed at that time is none."""
+    (run,), batches = workers.reports[end].runs, workers.batches[end]
     assert (run.num_missing, run.num_duplicates, run.num_dropped) == (0, 0, 0)
     assert run.num_records > 100
     assert len(batches) - run.num_records in (0, 1)
@@ -282,12 +280,10 @@ def test_tokens_before_an_end_are_those_of_an_unprofiled_engine(
     workers: Workers, faults: Faults
 ) -> None:
     """The same prompts and seeds, in another process."""
-    assert len(workers.tokens) == 3
-    for tokens in workers.tokens.values():
-        assert tokens == faults.tokens["not profiled"]
+    assert workers.tokens == dict.fromkeys(ENDS, faults.tokens["not profiled"])
 
 
-@pytest.mark.parametrize("end", ["killed", "failed", "interrupted"])
+@pytest.mark.parametrize("end", ENDS)
 def test_tokens_until_the_end_are_those_of_an_unprofiled_engine(
     workers: Workers, faults: Faults, end: str
 ) -> None:

@@ -225,7 +225,7 @@ def keep_asking(server: Server, number: int, received: list[Answer]) -> None:
             received.append((number, tokens))
             for chunk in streamed(server, body):
                 for choice in chunk.get("choices", ()):
-                    tokens += choice["token_ids"] or ()
+                    tokens += choice["token_ids"]
 
 
 def streamed(server: Server, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
