@@ -5,9 +5,9 @@ moderate rate. The command `capacity` reads its log and says at what rate the qu
 without bound. Then the same engine serves other requests at shares of that rate, below and above.
 Where it is really full is seen from outside: how many requests get their answers for each that
 comes, from the first quarter of them on to the last one. Below 95% it is saturated, and answers as
-many in a second as it can: that is the rate that it bears. It is not interpolated between what was
-borne and what was not, for a run that is far beyond it tells the same. Nothing of this uses the log
-or the analysis.
+many in a second as it can: that is the rate that it bears, in the median of these runs. Beside it
+stands the rate at which the share falls below 95%, interpolated between what was borne and what was
+not; the two agree where the machine is steady. Nothing of this uses the log or the analysis.
 
 One engine runs out of places (`max_num_seqs`), one out of KV cache.
 
@@ -22,6 +22,7 @@ not in the machine.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -105,6 +106,26 @@ def full_at(runs: Sequence[tuple[float, float]]) -> list[float]:
         runs: rates that were offered, and what share was answered.
     """
     return [rate * answered for rate, answered in runs if answered < ANSWERED]
+
+
+def interpolated(points: Sequence[tuple[float, float]]) -> float | None:
+    """Return the rate at which the share that is answered falls below `ANSWERED`.
+
+    Args:
+        points: rates that were offered, and what share was answered.
+
+    Returns:
+        A rate between the highest that was borne and the next; None unless there are both.
+    """
+    pairs = [
+        (low, high)
+        for low, high in itertools.pairwise(sorted(points))
+        if low[1] >= ANSWERED > high[1]
+    ]
+    if not pairs:
+        return None
+    (rate, share), (next_rate, next_share) = pairs[-1]
+    return rate + (next_rate - rate) * (share - ANSWERED) / (share - next_share)
 
 
 def capacity_of(log: Path, num_requests: int) -> dict[str, Any]:
@@ -232,24 +253,34 @@ def between(df: pd.DataFrame, block: Block, first: float, last: float) -> pd.Dat
     return df[df["timestamp"].between(block.began + first, block.began + last)]
 
 
-def held_against(predicted: float, runs: list[Ran], *, even: bool) -> dict[str, float] | None:
+def held_against(predicted: float, runs: list[Ran], *, even: bool) -> dict[str, Any] | None:
     """Return the rate at which the engine was full, and predicted / measured; None if it never was.
 
     Args:
         predicted: by the analysis.
-        runs: of all turns.
+        runs: of all turns; for the interpolation, those at the same rate are one.
         even: as if the machine had been as fast as when it was profiled.
     """
-    rates = full_at([(one.rate * (one.machine if even else 1.0), one.answered) for one in runs])
+    points = [(one.rate * (one.machine if even else 1.0), one.answered) for one in runs]
+    rates = full_at(points)
     if not rates:
         return None
     middle = statistics.median(rates)
+    by_share: dict[float, list[tuple[float, float]]] = {}
+    for one, point in zip(runs, points, strict=True):
+        by_share.setdefault(one.share, []).append(point)
+    means = [
+        (statistics.fmean(rate for rate, _ in same), statistics.fmean(share for _, share in same))
+        for same in by_share.values()
+    ]
+    between_runs = interpolated(means)
     return {
         "requests_per_s": middle,
         "low": min(rates),
         "high": max(rates),
         "num_runs": len(rates),
         "ratio": predicted / middle,
+        "interpolated_ratio": None if between_runs is None else predicted / between_runs,
     }
 
 

@@ -406,7 +406,9 @@ def _held_against(found: dict[str, float] | None) -> str:
         return "-"
     predicted = found["ratio"] * found["requests_per_s"]
     ends = (predicted / found["high"], predicted / found["low"])
-    return "{:.2f} ({:.2f} to {:.2f})".format(found["ratio"], *ends)
+    told = "{:.2f} ({:.2f} to {:.2f})".format(found["ratio"], *ends)
+    between = found["interpolated_ratio"]
+    return f"{told}; {'-' if between is None else f'{between:.2f}'}"
 
 
 def stall_printed(name: str) -> str:

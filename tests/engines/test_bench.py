@@ -189,3 +189,5 @@ def test_the_rate_at_which_an_engine_is_full_is_seen_from_outside() -> None:
     assert [share for _, share in points[:3]] == pytest.approx([1.0] * 3, abs=0.01)
     assert [share for _, share in points[3:]] == pytest.approx([0.8, 0.625], abs=0.01)
     assert capacity_check.full_at(points) == pytest.approx([10.0, 10.0], rel=0.01)
+    assert capacity_check.interpolated(points) == pytest.approx(10.0, rel=0.1)
+    assert capacity_check.interpolated(points[:3]) is None
