@@ -71,6 +71,7 @@ bench: $(READY) ## Measure what profiling costs, beside other ways; wants a quie
 	$(BIN)/python bench/findings.py --real
 	$(BIN)/python bench/compare_coverage.py
 	$(BIN)/python bench/tuning_check.py
+	$(BIN)/python bench/capacity_check.py
 	$(BIN)/python bench/analysis_rate.py
 
 .PHONY: faults

@@ -45,7 +45,8 @@ if __name__ == "__main__":
         "AWS_MAX_ATTEMPTS": "1",
     }
 
-from faulty import InProcess, generate, heard, plug_in
+from faulty import InProcess, generate, heard
+from faulty_vllm import plug_in
 from hook_cost import measured_on
 from machine import mounted
 from s3_server import S3Server

@@ -1,11 +1,12 @@
 """Runs a real vLLM engine under requests that come at random, and leaves a log and a request trace.
 
-A script for a process of its own, called by `tuning_check.py`. The engine lives in this process: a
-request that comes while a step runs is seen after it, as an engine core does.
+A script for a process of its own, called by `tuning_check.py` and `capacity_check.py`. The engine
+lives in this process: a request that comes while a step runs is seen after it, as an engine core
+does.
 
-With `--blocks` it serves a block for each line of standard input, which has a seed and the number
-of requests, and says when each block began. Several engines can so take turns, and see the same
-minutes of a machine.
+With `--blocks` it serves a block for each line of standard input, which has a seed, the number of
+requests and their rate, and says when each block began and when each request had its answer.
+Several engines can so take turns, and see the same minutes of a machine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+LENGTHS = {
+    "long or short": (((600, 1500), (8, 32)), ((20, 200), (32, 96))),
+    "short": (((20, 200), (8, 32)),),
+}
+"""The least and the most tokens of a prompt and of its answer, for each kind of request."""
+
+
 class Asked(NamedTuple):
     """A request to come."""
 
@@ -32,24 +40,31 @@ class Asked(NamedTuple):
     num_output_tokens: int
 
 
-def requests_of(seed: int, rate: float, count: int) -> list[Asked]:
-    """Draw requests: half of them long prompts with short answers, half the other way round."""
+def requests_of(seed: int, rate: float, count: int, lengths: str = "long or short") -> list[Asked]:
+    """Draw requests: of two kinds, if there are two, about half of them of each.
+
+    At another rate the same ones come, only faster or slower.
+    """
+    first, last = LENGTHS[lengths][0], LENGTHS[lengths][-1]
     draw = random.Random(seed)
     moment, load = 0.0, []
     for _ in range(count):
         moment += draw.expovariate(rate)
-        long = draw.random() < 0.5
-        length = draw.randint(600, 1500) if long else draw.randint(20, 200)
-        answer = draw.randint(8, 32) if long else draw.randint(32, 96)
+        prompt, answers = first if draw.random() < 0.5 else last
+        length, answer = draw.randint(*prompt), draw.randint(*answers)
         load.append(Asked(moment, [draw.randrange(3, 500) for _ in range(length)], answer))
     return load
 
 
-def serve(engine: Any, load: Sequence[Asked], name: str) -> dict[str, float]:
-    """Let requests come at their moments; return when that began, and how long all of it took."""
+def serve(engine: Any, load: Sequence[Asked], name: str) -> dict[str, Any]:
+    """Let requests come at their moments; return when that began, and how long all of it took.
+
+    And when each was answered, in the order of that, in seconds from the beginning on.
+    """
     from vllm import SamplingParams  # noqa: PLC0415 - after the environment is set
 
     unix, began, number = time.time(), time.monotonic(), 0
+    answered: list[float] = []
     while number < len(load) or engine.has_unfinished_requests():
         now = time.monotonic() - began
         while number < len(load) and load[number].moment <= now:
@@ -62,10 +77,11 @@ def serve(engine: Any, load: Sequence[Asked], name: str) -> dict[str, float]:
             )
             number += 1
         if engine.has_unfinished_requests():
-            engine.step()
+            ended = sum(output.finished for output in engine.step())
+            answered += [round(time.monotonic() - began, 4)] * ended
         else:
             time.sleep(max(0.0, load[number].moment - (time.monotonic() - began)))
-    return {"began": unix, "seconds": time.monotonic() - began}
+    return {"began": unix, "seconds": time.monotonic() - began, "answered": answered}
 
 
 def main() -> None:
@@ -75,10 +91,12 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--seqs", type=int, required=True)
-    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--lengths", choices=LENGTHS, default="long or short")
+    parser.add_argument("--kv-mib", type=int, default=64)
+    parser.add_argument("--rate", type=float)
     parser.add_argument("--requests", type=int, help="how many")
     parser.add_argument("--seed", type=int, help="of the requests")
-    parser.add_argument("--blocks", action="store_true", help="read seeds and numbers of requests")
+    parser.add_argument("--blocks", action="store_true", help="read what each one is")
     arguments = parser.parse_args()
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -102,13 +120,13 @@ def main() -> None:
         max_model_len=2048,
         max_num_batched_tokens=arguments.budget,
         max_num_seqs=arguments.seqs,
-        kv_cache_memory_bytes=64 << 20,
+        kv_cache_memory_bytes=arguments.kv_mib << 20,
         seed=0,
     )
-    asked = [(arguments.seed, arguments.requests)]
-    blocks = (map(int, line.split()) for line in sys.stdin) if arguments.blocks else asked
-    for number, (seed, count) in enumerate(blocks):
-        load = requests_of(seed, arguments.rate, count)
+    asked = [(arguments.seed, arguments.requests, arguments.rate)]
+    blocks = (line.split() for line in sys.stdin) if arguments.blocks else asked
+    for number, (seed, count, rate) in enumerate(blocks):
+        load = requests_of(int(seed), float(rate), int(count), arguments.lengths)
         print(json.dumps(serve(llm.llm_engine, load, str(number))), flush=True)
 
 

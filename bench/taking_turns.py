@@ -44,27 +44,32 @@ class Block(NamedTuple):
     seed: int
     began: float
     seconds: float
+    answered: list[float]
+    """When each request had its answer, in the order of that, in seconds after it began."""
 
 
 class TurnTaker:
     """An engine in a process of its own, which serves a block when it is told to."""
 
-    def __init__(self, model: Path, log: Path, limits: Limits, rate: float) -> None:
-        """Start it; it needs a while to be ready, and the first block waits for that."""
+    def __init__(self, model: Path, log: Path, limits: Limits, *options: str) -> None:
+        """Start it; it needs a while to be ready, and the first block waits for that.
+
+        The options are those of `poisson_load.py`.
+        """
         self.log = log
         self.limits = limits
         command = [sys.executable, str(Path(__file__).with_name("poisson_load.py"))]
-        command += [str(model), str(log), "--blocks", "--rate", str(rate)]
+        command += [str(model), str(log), "--blocks", *options]
         command += ["--budget", str(limits.budget), "--seqs", str(limits.seqs)]
         self._process = subprocess.Popen(
             command, env=os.environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def serve(self, seed: int, count: int) -> Block:
-        """Serve so many requests."""
+    def serve(self, seed: int, count: int, rate: float) -> Block:
+        """Serve so many requests a second."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(seed, count, file=self._process.stdin, flush=True)
+        print(seed, count, rate, file=self._process.stdin, flush=True)
         # Whatever libraries print goes before it.
         for line in self._process.stdout:
             if line.startswith('{"began"'):

@@ -168,19 +168,20 @@ def record(
     told = folder / f"{name}.blocks.json"
     if not told.exists():
         with (
-            TurnTaker(model, logs[0], limits[0], rate) as first,
-            TurnTaker(model, logs[1], limits[1], rate) as second,
+            TurnTaker(model, logs[0], limits[0]) as first,
+            TurnTaker(model, logs[1], limits[1]) as second,
         ):
             # Once more for the first: `tune` replays the run that has the most requests.
             for seed, engine in enumerate((first, second, first)):
-                engine.serve(seed, NUM_WARM_UP)
+                engine.serve(seed, NUM_WARM_UP, rate)
             blocks = []
             for number, seed in enumerate(seeds):
                 if number % 2:
-                    after = second.serve(seed, count)
-                    blocks.append((first.serve(seed, count), after))
+                    after = second.serve(seed, count, rate)
+                    blocks.append((first.serve(seed, count, rate), after))
                 else:
-                    blocks.append((first.serve(seed, count), second.serve(seed, count)))
+                    before = first.serve(seed, count, rate)
+                    blocks.append((before, second.serve(seed, count, rate)))
         told.write_text(json.dumps(blocks))
     return logs, [(Block(*one), Block(*two)) for one, two in json.loads(told.read_text())]
 

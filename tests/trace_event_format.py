@@ -28,7 +28,8 @@ def check_events(events: list[Event]) -> None:
     """Hold events against the format.
 
     Each has the keys of its phase and whole, non-negative numbers for times; metadata comes before
-    the track that it names, once, with what its kind demands; on a track time goes forward, and
+    the track that it names, once, with what its kind demands, and no track has the number of its
+    process, which would make it the main thread to Perfetto; on a track time goes forward, and
     slices are one after the other or one within the other; counters are numbers, with the same
     series all along.
     """
@@ -40,6 +41,7 @@ def check_events(events: list[Event]) -> None:
         phase, pid, tid = event["ph"], event["pid"], event.get("tid")
         assert _is_count(pid), event
         assert pid > 0, event
+        assert tid != pid, event
         assert isinstance(event["args"], dict), event
         if phase == "M":
             _check_metadata(event)

@@ -225,6 +225,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "tuning turns, changes": functools.partial(measured.tuning_changes, "turns"),
     "tuning served, changes": functools.partial(measured.tuning_changes, "served"),
     "tuning served": functools.partial(measured.tuning_absolutes, "served"),
+    "capacity check": measured.capacity_check,
+    "capacity check runs": measured.capacity_check_runs,
     "stall machine": measured.stall_machine,
     "stall run": functools.partial(measured.stall_printed, "stalled"),
     "stall analyze": functools.partial(measured.stall_printed, "analyze .demo/stalled"),

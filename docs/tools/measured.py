@@ -385,6 +385,64 @@ def _figure(told: str, found: dict[str, float]) -> str:
     return f"{value} ({low} to {high})"
 
 
+def capacity_check_runs() -> str:
+    """Return a row for each share of the predicted rate; in each cell both turns."""
+    rows = []
+    for found in _load("capacity_check")["checks"]:
+        for share in sorted({one["share"] for one in found["runs"]}):
+            turns = [one for one in found["runs"] if one["share"] == share]
+            rows.append(
+                [
+                    _runs_out_of(found),
+                    f"{share:.2f}",
+                    *(
+                        ", ".join(f"{one[name]:{digits}}" for one in turns)
+                        for name, digits in (("answered", ".2f"), ("mean_waiting", ".1f"))
+                    ),
+                    ", ".join("yes" if one["saturated"] else "no" for one in turns),
+                    ", ".join(f"{one['machine']:.2f}" for one in turns),
+                ]
+            )
+    header = ["runs out of", "offered / predicted", "answered / offered", "waiting", "saturated"]
+    return _table([*header, "machine"], rows)
+
+
+def capacity_check() -> str:
+    """Return what `capacity` said, what was measured, and predicted / measured."""
+    rows = []
+    for found in _load("capacity_check")["checks"]:
+        stated = found["stated"]
+        rows.append(
+            [
+                _runs_out_of(found),
+                f"{stated['sustained_requests_per_s']:.1f} "
+                f"({stated['low']:.1f} to {stated['high']:.1f})",
+                stated["limit"],
+                f"{found['measured']['requests_per_s']:.1f}" if found["measured"] else "-",
+                *(
+                    _held_against(found[name])
+                    for name in ("measured", "measured_as_profiled", "measured_against_replayed")
+                ),
+            ]
+        )
+    header = ["runs out of", "`capacity` said", "waiting for", "measured", "predicted / measured"]
+    return _table([*header, "at an even pace", "with a model of the run's own batches"], rows)
+
+
+def _runs_out_of(found: dict[str, Any]) -> str:
+    return f"`{found['scenario']}`" if "_" in found["scenario"] else found["scenario"]
+
+
+def _held_against(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "-"
+    predicted = found["ratio"] * found["requests_per_s"]
+    ends = (predicted / found["high"], predicted / found["low"])
+    told = "{:.2f} ({:.2f} to {:.2f})".format(found["ratio"], *ends)
+    between = found["interpolated_ratio"]
+    return f"{told}; {'-' if between is None else f'{between:.2f}'}"
+
+
 def stall_printed(name: str) -> str:
     """Return what a command of the tutorial about a stall printed."""
     return f"```text\n{_load('stall')['printed'][name]}\n```"

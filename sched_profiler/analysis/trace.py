@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["write_trace"]
 
 _TRACKS = ("schedule", "model run", "idle", "update")
+_FIRST_PID = 100
+"""To Perfetto 0 is the kernel, and a track with the number of its process is the main thread of it,
+which is shown before the others: tracks have small numbers, processes have others."""
 _US_PER_S = 1e6
 _US_PER_MS = 1e3
 _AT_A_TIME = 10_000
@@ -36,19 +39,20 @@ _AT_A_TIME = 10_000
 def write_trace(df: pd.DataFrame, stream: IO[str]) -> int:
     """Write a loaded log as a trace, and return how many events it has.
 
-    Times count from the first batch of the log, in µs. Slices of a track do not overlap: where the
-    wall clock was set back, or by rounding, one that would begin before the last has ended begins
-    at its end.
+    Times count from the first batch of the log, in µs. Where the wall clock was set back, what
+    follows is moved to after what was before. Slices of a track do not overlap: by rounding, one
+    that would begin before the last has ended begins at its end.
 
     Args:
         df: as `load` returns it.
         stream: where to write, as text.
     """
-    start = float(np.nanmin(numbers(df, "timestamp"))) if len(df) else 0.0
     run = np.asarray(df["run"]) if "run" in df else np.zeros(len(df), dtype=np.int64)
+    runs, firsts = np.unique(run, return_index=True)
+    start = float(np.nanmin(numbers(df, "timestamp")[firsts])) if len(df) else 0.0
     count = 0
     stream.write('{"displayTimeUnit":"ms","traceEvents":[')
-    for number in np.unique(run):
+    for number in runs:
         for event in _events(df.iloc[np.flatnonzero(run == number)], int(number), start):
             stream.write(f",\n{event}" if count else f"\n{event}")
             count += 1
@@ -57,7 +61,7 @@ def write_trace(df: pd.DataFrame, stream: IO[str]) -> int:
 
 
 def _events(run: pd.DataFrame, number: int, start: float) -> Iterator[str]:
-    pid = number + 1  # to Perfetto, 0 is the kernel
+    pid = _FIRST_PID + number
     yield from _names(run, number, pid)
     tracks = _slices(run, start)
     for first in range(0, len(run), _AT_A_TIME):
@@ -133,6 +137,7 @@ def _slices(run: pd.DataFrame, start: float) -> list[tuple[Ints, Ints]]:
     )
     # In a log without the wait in the queue, what is left of the total is the wait.
     total = numbers(run, "total_step_duration_ms") * _US_PER_MS
+    begin = _going_on(begin, begin + np.nan_to_num(np.fmax(schedule, total)))
     queue = np.where(np.isnan(queue), np.maximum(0.0, total - schedule - model), queue)
     runs = begin + schedule + queue
     result = runs + model
@@ -143,6 +148,19 @@ def _slices(run: pd.DataFrame, start: float) -> list[tuple[Ints, Ints]]:
         _apart(runs - idle, idle),
         _apart(result, update),
     ]
+
+
+def _going_on(begin: Floats, end: Floats) -> Floats:
+    """Return when batches begin by a clock that was not set back.
+
+    One that seems to begin before the batch before begins at the end of that, and those after it
+    are moved with it. Perfetto would stack them all at one time.
+    """
+    back = np.flatnonzero(np.diff(begin) < 0) + 1
+    moved = np.zeros(len(begin))
+    moved[back] = end[back - 1] - begin[back]
+    moved_so_far: Floats = np.cumsum(moved)
+    return begin + moved_so_far
 
 
 def _apart(begin: Floats, length: Floats) -> tuple[Ints, Ints]:
@@ -171,7 +189,7 @@ _COUNTERS: dict[str, dict[str, Column]] = {
         "prefill": prefill_tokens,
         "decode": lambda df: numbers(df, "total_scheduled_tokens") - prefill_tokens(df),
     },
-    "KV cache, %": {"in use": lambda df: np.round(100 * numbers(df, "kv_cache_usage"), 2)},
+    "KV cache": {"in use, %": lambda df: np.round(100 * numbers(df, "kv_cache_usage"), 2)},
 }
 
 

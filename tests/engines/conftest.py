@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import c_compiler, lacks
+from faulty_vllm import Faults, faulty, told
+from machine import c_compiler, lacks, mounted
 from real_vllm import ORACLE_MODES, Run, run_offline
 from tiny_model import make_tiny_model
 
@@ -68,3 +69,29 @@ def modes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         OMP_NUM_THREADS="1",
         VLLM_CPU_OMP_THREADS_BIND="nobind",
     )
+
+
+@pytest.fixture(scope="session")
+def faults(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    """Let one engine meet them one after the other."""
+    folder = tmp_path_factory.mktemp("faults")
+    for name in ("uploaded", "restarted-uploaded", "seaweed"):
+        (folder / name).mkdir()
+    with (
+        mounted(folder / "full", "size=16k") as has_disks,
+        mounted(folder / "freed", "size=64k"),
+        mounted(folder / "read-only", "ro"),
+    ):
+        # Where disks are missing, the script leaves those faults out.
+        if not has_disks:
+            (folder / "full").rmdir()
+        with faulty(model, folder, "in_process") as process:
+            assert process.wait(250) == 0, (folder / "printed").read_text()[-5000:]
+        lines = told(folder)
+        yield Faults(
+            folder,
+            {line["fault"]: line["tokens"] for line in lines if "fault" in line},
+            next(line["unprofiled"] for line in lines if "unprofiled" in line),
+            next(line["times"] for line in lines if "times" in line),
+            (folder / "printed").read_text(),
+        )

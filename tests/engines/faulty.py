@@ -1,25 +1,27 @@
 """Puts real engines through what can go wrong with delivery, and tells what they generate.
 
 A script for a process of its own: `python faulty.py MODEL_DIR FOLDER in_process` runs one engine in
-its process, and its records meet one fault after the other; with `workers` the engine's core is a
-process of its own and is killed, and the next waits for the test to interrupt it. The output is
-JSON, a line for each thing told.
+its process, and its records meet one fault after the other; with `workers` the cores of engines are
+processes of their own, and each comes to another end: the last when the test interrupts it. The
+output is JSON, a line for each thing told.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,19 +29,23 @@ from typing import Any
 from offline import engine, forking, prompts
 from s3_server import S3Server
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from sched_profiler import BatchProfiler, BatchRecord, lifetime
 from sched_profiler.clock import SystemClock
 from sched_profiler.engines.vllm import _log_where_vllm_logs, _start
 from sched_profiler.messages import logger
 from sched_profiler.settings import Settings
-from sched_profiler.sinks.registry import GROUP
 from sched_profiler.store import Store
 
 # All in one batch: where a prompt is cut, vLLM for the CPU knows no seed of a request.
 LENGTHS = [5, 40, 90, 17, 29, 1, 64, 8]
 MAX_TOKENS = 24
+MANY_TOKENS = 300
+# Before an engine under load comes to its end.
+ENOUGH_BATCHES = 250
 
 
 def tell(**what: Any) -> None:
@@ -48,15 +54,20 @@ def tell(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def generate(llm: Any, max_tokens: int = MAX_TOKENS) -> list[list[int]]:
-    """Generate from an empty prefix cache, and return the tokens: each request has its seed."""
-    llm.reset_prefix_cache()
-    batch = prompts(LENGTHS)
-    parameters = [
-        SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=1.0, seed=number)
-        for number in range(len(batch))
+def sampling(max_tokens: int, **options: Any) -> list[SamplingParams]:
+    """Return how the requests are answered: each has its seed."""
+    return [
+        SamplingParams(
+            max_tokens=max_tokens, ignore_eos=True, temperature=1.0, seed=number, **options
+        )
+        for number in range(len(LENGTHS))
     ]
-    outputs = llm.generate(batch, parameters, use_tqdm=False)
+
+
+def generate(llm: Any, max_tokens: int = MAX_TOKENS) -> list[list[int]]:
+    """Generate from an empty prefix cache, and return the tokens."""
+    llm.reset_prefix_cache()
+    outputs = llm.generate(prompts(LENGTHS), sampling(max_tokens), use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
@@ -141,15 +152,6 @@ class _Storage(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
-
-
-def plug_in(site: Path) -> None:
-    """Install the sinks of this module into a folder of packages."""
-    info = site / "faulty-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
-    sinks = (f"{make.__name__} = faulty:{make.__name__}" for make in (raising, hanging, slow))
-    (info / "entry_points.txt").write_text("\n".join((f"[{GROUP}]", *sinks, "")))
 
 
 @contextmanager
@@ -240,6 +242,7 @@ def in_process(model: str, folder: Path) -> None:
     starting.start()
     one = InProcess(model)
     one.generate("not profiled")
+    tell(unprofiled=generate(one.llm, MANY_TOKENS))
     one.run("none", str(folder / "none.jsonl"))
     modes: dict[str, AbstractContextManager[Any]] = {
         "not profiled": contextlib.nullcontext(),
@@ -435,50 +438,82 @@ class Counting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
         super().__init__(*args, **kwargs)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._batches = os.open(os.environ["BATCHES"], flags, 0o666)
+        self.num_batches = 0
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         output = super().schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens:
             os.write(self._batches, f"{time.time()}\n".encode())
+            self.num_batches += 1
         return output
 
 
+class Failing(Counting):
+    """Raises under load."""
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        if self.num_batches == ENOUGH_BATCHES:
+            raise RuntimeError("the scheduler fails, says the test")
+        return super().schedule(*args, **kwargs)
+
+
+ENDS = {
+    "killed": ("Counting", signal.SIGKILL),
+    "failed": ("Failing", None),
+    "interrupted": ("Counting", signal.SIGINT),
+    # Together with this process, by the test.
+    "interrupted twice": ("Counting", None),
+}
+"""The scheduler of each engine, and the signal that its core gets under load."""
+
+
 def workers(model: str, folder: Path) -> None:
-    """Put two engines under load that have the same log, and kill the core of the first.
-
-    The second serves until somebody interrupts.
-    """
-    first = served(model, folder, "killed")
-    (core,) = (child for child in multiprocessing.active_children() if "EngineCore" in child.name)
-    second = served(model, folder, "interrupted")
-    # Whether vLLM notices in the end that its core is gone is its affair.
-    serving = [
-        threading.Thread(target=serve_for_ever, args=(llm,), daemon=True) for llm in (first, second)
-    ]
-    for thread in serving:
-        thread.start()
-    for name in ("killed", "interrupted"):
-        while (folder / f"{name}.batches").read_bytes().count(b"\n") < 400:
+    """Make engines that have the same log; put one after the other under load until it ends."""
+    engines = {name: served(model, folder, name) for name in ENDS}
+    for name, (llm, core) in engines.items():
+        # Whether vLLM notices in the end that its core is gone is its affair.
+        threading.Thread(
+            target=serve_for_ever, args=(llm, folder / f"{name}.received"), daemon=True
+        ).start()
+        while (folder / f"{name}.batches").read_bytes().count(b"\n") < ENOUGH_BATCHES:
             time.sleep(0.05)
-    core.kill()
-    core.join()
-    tell(killed=True)
-    serving[1].join()
+        if signum := ENDS[name][1]:
+            os.kill(core.pid, signum)
+        tell(ending=name)
+        core.join()
 
 
-def served(model: str, folder: Path, name: str) -> Any:
-    """Make an engine whose core is a process of its own and is profiled, and tell its tokens."""
+def served(model: str, folder: Path, name: str) -> tuple[Any, Any]:
+    """Make a profiled engine and tell its tokens; return it and its core, a process of its own."""
     os.environ["BATCHES"] = str(folder / f"{name}.batches")
+    others = multiprocessing.active_children()
     with forking():
-        llm = engine(model, scheduler_cls="faulty.Counting")
+        llm = engine(model, scheduler_cls=f"faulty.{ENDS[name][0]}")
     tell(fault=name, tokens=generate(llm))
-    return llm
+    (core,) = (
+        child
+        for child in multiprocessing.active_children()
+        if "EngineCore" in child.name and child not in others
+    )
+    return llm, core
 
 
-def serve_for_ever(llm: Any) -> None:
-    """Put it under load."""
-    while True:
-        generate(llm, 400)
+def serve_for_ever(llm: Any, path: Path) -> None:
+    """Put it under load, and note what comes where it survives the process, whatever kills it."""
+    with path.open("w", buffering=1) as received, suppress(EngineDeadError):
+        for turn in itertools.count():
+            llm.reset_prefix_cache()
+            asked = zip(
+                prompts(LENGTHS),
+                sampling(MANY_TOKENS, output_kind=RequestOutputKind.DELTA),
+                strict=True,
+            )
+            for number, request in enumerate(asked):
+                llm.llm_engine.add_request(f"{turn} {number}", *request)
+            while llm.llm_engine.has_unfinished_requests():
+                for output in llm.llm_engine.step():
+                    tokens = list(output.outputs[0].token_ids)
+                    received.write(json.dumps([output.request_id, tokens]) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
-    """Sleeps in the model while the file in `SLOW_MODEL` exists; notes how long the model took."""
+    """Sleeps as long as the file in `SLOW_MODEL` says, while there is one.
+
+    It notes how long the model took, for each batch that holds a request.
+    """
 
     began = 0.0
     has_tokens = False
@@ -19,9 +22,11 @@ class SlowWorker(CPUWorker):  # type: ignore[misc]  # vLLM ships no types
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         self.began = time.monotonic()
         self.has_tokens = scheduler_output.total_num_scheduled_tokens > 0
-        if self._is_last and Path(os.environ["SLOW_MODEL"]).exists():
-            time.sleep(0.02)
         result = super().execute_model(scheduler_output, *args, **kwargs)
+        delay = Path(os.environ["SLOW_MODEL"])
+        # After the model: in a pipeline it waits for the stage before.
+        if self._is_last and self.has_tokens and delay.exists():
+            time.sleep(float(delay.read_text()))
         if result is not None:
             self._note()
         return result

@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import capacity_check
 import delivery_rate
 import faults_in_pairs
 import hook_cost
@@ -175,3 +176,18 @@ def test_throughput_during_a_fault_can_be_measured(tmp_path: Path) -> None:
     assert (row["fault"], row["rounds"]) == ("a sink raises", 12)
     assert row["rounds_with_other_tokens"] == 0
     assert row["round_ms"] > 0
+
+
+def test_the_rate_at_which_an_engine_is_full_is_seen_from_outside() -> None:
+    """One that answers ten a second is full at ten, where it is offered more and less."""
+    offered = (5.0, 8.0, 9.0, 12.5, 16.0)
+    points = []
+    for rate in offered:
+        came = [number / rate for number in range(401)]
+        answered = [0.05 + number / min(rate, 10.0) for number in range(401)]
+        points.append((rate, capacity_check.answered_share(came, answered)))
+    assert [share for _, share in points[:3]] == pytest.approx([1.0] * 3, abs=0.01)
+    assert [share for _, share in points[3:]] == pytest.approx([0.8, 0.625], abs=0.01)
+    assert capacity_check.full_at(points) == pytest.approx([10.0, 10.0], rel=0.01)
+    assert capacity_check.interpolated(points) == pytest.approx(10.0, rel=0.1)
+    assert capacity_check.interpolated(points[:3]) is None

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import attrs
 import pytest
-from faulty import plug_in
-from machine import lacks, mounted
+from faulty import ENDS
+from faulty_vllm import Answer, Faults, faulty, told, with_group
+from machine import lacks
 
 from sched_profiler.reader import read_records
-from sched_profiler.verify import Report, RunReport, verify
+from sched_profiler.verify import Report, verify
 
 pytestmark = pytest.mark.vllm
 
-HERE = Path(__file__).parent
 PLANTED = (
     "planted-user",
     "planted-password",
@@ -33,103 +27,6 @@ PLANTED = (
     "planted-access-key-id",
     "planted-secret-key",
 )
-
-
-@contextmanager
-def faulty(model: Path, folder: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `faulty.py` with its plug-in installed; it is killed at the end of the block."""
-    plug_in(folder / "site")
-    environ = {
-        "VLLM_ENABLE_SCHEDULER_PROFILING": str(mode == "workers"),
-        "VLLM_SCHEDULER_PROFILING_LOG": str(folder / "log.jsonl"),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(mode == "workers")),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "INFO",
-        "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent, folder / "site"))),
-    }
-    with (folder / "printed").open("w") as printed:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "faulty.py"), str(model), str(folder), mode],
-            env=os.environ | environ,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        with_group(process, signal.SIGKILL)
-        process.wait()
-
-
-def with_group(process: subprocess.Popen[str], signum: int) -> None:
-    """Send a signal to a process and all that it started, as a terminal does."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signum)
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """Return what the script has told so far."""
-    lines = (folder / "printed").read_text().splitlines()
-    return [json.loads(line) for line in lines if line.startswith('{"')]
-
-
-@attrs.frozen
-class Faults:
-    """What one engine left that met the faults that do not end a process.
-
-    Attributes:
-        folder: where its logs are.
-        tokens: what it generated in each of them.
-        times: in s, how long the same load took in each of them, again and again.
-        printed: its log.
-    """
-
-    folder: Path
-    tokens: dict[str, list[list[int]]]
-    times: dict[str, list[float]]
-    printed: str
-
-    def run(self, log: str) -> RunReport:
-        """Return what verify says of the one run of a log."""
-        (run,) = verify(self.folder / log).runs
-        return run
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of one generation."""
-        return self.run("none.jsonl").num_records
-
-    @property
-    def num_all_batches(self) -> int:
-        """Batches of a fault in which throughput was compared as well."""
-        return self.num_batches * (1 + len(self.times["well"]))
-
-
-@pytest.fixture(scope="module")
-def faults(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
-    """Let one engine meet them one after the other."""
-    folder = tmp_path_factory.mktemp("faults")
-    for name in ("uploaded", "restarted-uploaded", "seaweed"):
-        (folder / name).mkdir()
-    with (
-        mounted(folder / "full", "size=16k") as has_disks,
-        mounted(folder / "freed", "size=64k"),
-        mounted(folder / "read-only", "ro"),
-    ):
-        # Where disks are missing, the script leaves those faults out.
-        if not has_disks:
-            (folder / "full").rmdir()
-        with faulty(model, folder, "in_process") as process:
-            assert process.wait(250) == 0, (folder / "printed").read_text()[-5000:]
-        lines = told(folder)
-        yield Faults(
-            folder,
-            {line["fault"]: line["tokens"] for line in lines if "fault" in line},
-            next(line["times"] for line in lines if "times" in line),
-            (folder / "printed").read_text(),
-        )
 
 
 def test_tokens_are_those_of_an_unprofiled_engine_whatever_happens(faults: Faults) -> None:
@@ -290,26 +187,35 @@ def test_no_credential_is_in_what_the_engine_printed_or_left(faults: Faults) -> 
 
 @attrs.frozen
 class Workers:
-    """What two engine cores left that had the same log: one was killed, the other interrupted.
+    """What engine cores left that had the same log and came to one of `ENDS` each.
 
     Attributes:
-        tokens: what they generated before that.
+        tokens: what they generated before they were put under load.
+        received: what their clients were streamed from then on, until it ended.
         batches: when each batch was scheduled, as the scheduler itself noted.
         reports: what verify says of their files.
+        printed: their log.
     """
 
     tokens: dict[str, list[list[int]]]
+    received: dict[str, list[Answer]]
     batches: dict[str, list[float]]
     reports: dict[str, Report]
+    printed: str
+
+
+def started(log: Path) -> float:
+    """Return when the first batch of a log was formed."""
+    return next(read_records(log)).timestamp
 
 
 @pytest.fixture(scope="module")
 def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
-    """Kill the core of one engine under load, and interrupt the other as a terminal does, twice."""
+    """Let them come to their ends; interrupt the last as a terminal does, twice."""
     folder = tmp_path_factory.mktemp("workers")
     with faulty(model, folder, "workers") as process:
-        deadline = time.monotonic() + 250
-        while not any("killed" in line for line in told(folder)):
+        deadline = time.monotonic() + 280
+        while {"ending": "interrupted twice"} not in told(folder):
             assert process.poll() is None, (folder / "printed").read_text()[-5000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -317,18 +223,29 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workers:
         time.sleep(0.2)
         with_group(process, signal.SIGINT)
         # When the process itself comes to its end is vLLM's affair.
-        (second,) = folder.glob("log.*.jsonl")
-        while verify(second).runs[0].end != "clean":
+        logs = sorted(folder.glob("log*.jsonl"), key=started)
+        while verify(logs[-1]).runs[0].end != "clean":
             assert time.monotonic() < deadline, (folder / "printed").read_text()[-5000:]
             time.sleep(0.2)
     return Workers(
         {line["fault"]: line["tokens"] for line in told(folder) if "fault" in line},
+        {path.stem: received(path) for path in folder.glob("*.received")},
         {
             path.stem: [float(line) for line in path.read_text().splitlines()]
             for path in folder.glob("*.batches")
         },
-        {"killed": verify(folder / "log.jsonl"), "interrupted": verify(second)},
+        {name: verify(log) for name, log in zip(ENDS, logs, strict=True)},
+        (folder / "printed").read_text(),
     )
+
+
+def received(path: Path) -> list[Answer]:
+    """Return the answers that a client noted piece by piece."""
+    answers: dict[str, Answer] = {}
+    for turn_and_number, tokens in map(json.loads, path.read_text().splitlines()):
+        number = int(turn_and_number.split()[1])
+        answers.setdefault(turn_and_number, (number, []))[1].extend(tokens)
+    return list(answers.values())
 
 
 def test_a_killed_engine_core_loses_at_most_its_last_second(workers: Workers) -> None:
@@ -340,18 +257,36 @@ def test_a_killed_engine_core_loses_at_most_its_last_second(workers: Workers) ->
     assert all(batches[-1] - lost <= 1.0 for lost in batches[run.num_records :])
 
 
-def test_an_engine_that_is_interrupted_twice_loses_nothing(workers: Workers) -> None:
-    """All processes get both signals; a batch that is just being formed at the first is none."""
-    (run,), batches = workers.reports["interrupted"].runs, workers.batches["interrupted"]
+def test_an_engine_core_that_fails_loses_nothing(workers: Workers) -> None:
+    """In a process of its own: the error is the engine's, and each batch has its record."""
+    (run,), batches = workers.reports["failed"].runs, workers.batches["failed"]
+    assert "RuntimeError: the scheduler fails, says the test" in workers.printed
+    assert (run.num_missing, run.num_duplicates, run.num_dropped) == (0, 0, 0)
+    assert run.num_records == len(batches) > 100
+    assert run.end == "clean"
+
+
+@pytest.mark.parametrize("end", ["interrupted", "interrupted twice"])
+def test_an_engine_that_is_interrupted_loses_nothing(workers: Workers, end: str) -> None:
+    """The core alone, or all processes; a batch that is just being formed at that time is none."""
+    (run,), batches = workers.reports[end].runs, workers.batches[end]
     assert (run.num_missing, run.num_duplicates, run.num_dropped) == (0, 0, 0)
     assert run.num_records > 100
     assert len(batches) - run.num_records in (0, 1)
     assert run.end == "clean"
 
 
-def test_tokens_before_a_kill_and_an_interrupt_are_those_of_an_unprofiled_engine(
+def test_tokens_before_an_end_are_those_of_an_unprofiled_engine(
     workers: Workers, faults: Faults
 ) -> None:
     """The same prompts and seeds, in another process."""
-    expected = faults.tokens["not profiled"]
-    assert workers.tokens == {"killed": expected, "interrupted": expected}
+    assert workers.tokens == dict.fromkeys(ENDS, faults.tokens["not profiled"])
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_tokens_until_the_end_are_those_of_an_unprofiled_engine(
+    workers: Workers, faults: Faults, end: str
+) -> None:
+    """All that the clients got, of whole answers and of those in which the end came."""
+    assert sum(len(tokens) for _, tokens in workers.received[end]) > 1000
+    assert faults.differing(workers.received[end]) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -9,19 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import jsonschema
 import pytest
+from faulty import LENGTHS, MANY_TOKENS
+from faulty_vllm import Answer, Faults
 from machine import lacks
+from offline import prompts
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_server import dashboard_queries, is_installed, prometheus
 from real_vllm import read
-from vllm_server import Server, ServerError, serve
+from vllm_server import Server, serve
 
 from sched_profiler import BatchRecord, cli, schema
 
@@ -145,15 +151,18 @@ def test_the_console_lines_appear_where_operators_look(served: Served) -> None:
 class Stopped:
     """A server that was stopped by SIGTERM while it served, at the time `told`.
 
-    Prometheus was asked the `queries` when the first `num_batches` were all. `loaded` is what the
-    example that puts a server under load printed.
+    A scheduler of our own counted `num_counted` batches. Prometheus was asked the `queries` when
+    the first `num_batches` were all. `loaded` is what the example that puts a server under load
+    printed, and `received` what clients were streamed that were there until the end.
     """
 
     records: list[BatchRecord]
+    num_counted: int
     num_batches: int
     queries: dict[str, float]
     metrics: dict[tuple[str, str], float]
     loaded: str
+    received: list[Answer]
     told: float
     printed: str
 
@@ -170,18 +179,22 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         "VLLM_LOGGING_LEVEL": "INFO",
         "SCHED_PROFILER_SINKS": "jsonl,console,prometheus",
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        "BATCHES": str(folder / "batches"),
+        "PYTHONPATH": str(Path(__file__).parent),
     }
+    flags = (*FLAGS, "--scheduler-cls=faulty.Counting")
     with (
         ThreadPoolExecutor(8) as clients,
-        serve(model, log=server_log, environ=environ, flags=FLAGS, module=MODULE) as server,
+        serve(model, log=server_log, environ=environ, flags=flags, module=MODULE) as server,
     ):
         num_batches, queries = scraped(server, log)
         loaded = put_under_load(server)
-        for _ in range(8):
-            clients.submit(keep_asking, server)
+        received: list[Answer] = []
+        for number in range(8):
+            clients.submit(keep_asking, server, number, received)
         deadline = time.monotonic() + 150
         # The load before had no more than three clients.
-        while num_running(log) < 5:
+        while num_running(log) < 5 or sum(len(tokens) for _, tokens in received) < 500:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         metrics = scrape(server)
@@ -193,14 +206,50 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         # vLLM's HTTP server would now wait for clients that nobody will answer any more.
         os.killpg(server.process.pid, signal.SIGKILL)
     (records,) = read(log)
-    return Stopped(records, num_batches, queries, metrics, loaded, told, server_log.read_text())
+    return Stopped(
+        records,
+        (folder / "batches").read_bytes().count(b"\n"),
+        num_batches,
+        queries,
+        metrics,
+        loaded,
+        received,
+        told,
+        server_log.read_text(),
+    )
 
 
-def keep_asking(server: Server) -> None:
-    """Have long answers generated, one after another, for as long as the server gives any."""
-    with suppress(ServerError):
+def keep_asking(server: Server, number: int, received: list[Answer]) -> None:
+    """Have answers streamed, one after another, for as long as the server gives any."""
+    body = {
+        "model": server.model,
+        "prompt": prompts(LENGTHS)[number]["prompt_token_ids"],
+        "seed": number,
+        "temperature": 1.0,
+        "ignore_eos": True,
+        # Of different lengths: answers to several clients do not come to their end together.
+        "max_tokens": MANY_TOKENS - 25 * number,
+        "stream": True,
+        "return_token_ids": True,
+    }
+    with suppress(OSError, http.client.HTTPException):
         while True:
-            server.complete("a", 1900)
+            tokens: list[int] = []
+            received.append((number, tokens))
+            for chunk in streamed(server, body):
+                for choice in chunk.get("choices", ()):
+                    tokens += choice["token_ids"]
+
+
+def streamed(server: Server, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the pieces of an answer as they come."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=150)
+    with closing(connection):
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        for line in connection.getresponse():
+            if line.startswith(b"data: {"):
+                yield json.loads(line.removeprefix(b"data: "))
 
 
 def num_running(log: Path) -> int:
@@ -264,9 +313,11 @@ def scrape(server: Server) -> dict[tuple[str, str], float]:
 def test_sigterm_under_load_keeps_every_batch(stopped: Stopped) -> None:
     """Requests are in flight, and vLLM kills its engine core a moment after it asks it to end.
 
-    No identifier is missing, and the batch that got no result is the last and says so.
+    No identifier is missing, and the batch that got no result is the last and says so. Not in the
+    log may be the one that was being scheduled as the engine was killed.
     """
     records = stopped.records
+    assert stopped.num_counted - len(records) in (0, 1)
     assert [record.batch_id for record in records] == list(range(len(records)))
     without_result = [r.batch_id for r in records if r.model_run_duration_ms is None]
     assert without_result in ([], [records[-1].batch_id])
@@ -276,6 +327,15 @@ def test_sigterm_under_load_keeps_every_batch(stopped: Stopped) -> None:
     # The engine went on until its own SIGTERM, which comes after that of the API server.
     assert records[-1].timestamp > stopped.told - 0.5
     assert "failed; serving goes on" not in stopped.printed
+
+
+def test_tokens_until_sigterm_are_those_of_an_unprofiled_engine(
+    stopped: Stopped, faults: Faults
+) -> None:
+    """All that clients were streamed until their server was gone, each with a seed of its own."""
+    assert len({number for number, tokens in stopped.received if tokens}) == len(LENGTHS)
+    assert sum(len(tokens) for _, tokens in stopped.received) >= 500
+    assert faults.differing(stopped.received) == []
 
 
 def test_the_load_of_the_example_is_answered_and_is_in_the_log(stopped: Stopped) -> None:

@@ -1,8 +1,8 @@
-"""Runs an engine through phases in each of which 20 ms are added in another place.
+"""Runs an engine through phases in each of which a delay is added in another place.
 
-A script for a process of its own: `python timing.py MODEL_DIR sync|async|pipeline`. The last line
-of its output is JSON: each phase, and the Unix times between which it ran. All run twice, since a
-machine is busy at times.
+A script for a process of its own: `python timing.py MODEL_DIR sync|async|pipeline MS`. The last
+line of its output is JSON: each phase, and the Unix times between which it ran. All run twice,
+since a machine is busy at times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import offline
 
 
-def main(model: str, mode: str) -> None:
+def main(model: str, mode: str, added_ms: str) -> None:
     """Run all phases."""
     options: dict[str, Any] = {"worker_cls": "slow_worker.SlowWorker"}
     if mode == "async":
@@ -28,6 +28,7 @@ def main(model: str, mode: str) -> None:
     keep = offline.asynchronous_scheduling() if mode == "async" else contextlib.nullcontext()
     with keep, offline.forking():
         llm = offline.engine(model, **options)
+    added_s = float(added_ms) / 1000
     core = llm.llm_engine.engine_core.engine_core
     slow_model = Path(os.environ["SLOW_MODEL"])
     step, delays = core.step_fn, {"schedule": 0.0, "gap": 0.0}
@@ -49,9 +50,9 @@ def main(model: str, mode: str) -> None:
     offline.generate(llm, prompts, 10)
     for phase in ("none", "model", "schedule", "gap") * 2:
         if phase == "model":
-            slow_model.touch()
+            slow_model.write_text(str(added_s))
         elif phase != "none":
-            delays[phase] = 0.02
+            delays[phase] = added_s
         began = time.time()
         offline.generate(llm, prompts, 40)
         phases.append((phase, began, time.time()))
