@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from jsonschema import Draft202012Validator
 from tiny_model import MAX_MODEL_LEN, make_tiny_model
-from vllm_server import Server, ServerError, serve
+from vllm_server import Server, ServerError, command, serve
 
 import sched_profiler
 
@@ -91,7 +91,7 @@ def run(out: Path, num_requests: int) -> int:
     print(f"[2/5] starting vLLM; what it prints goes to {server_log}")
     for name, value in environ.items():
         print(f"      export {name}={value}")
-    print(f"      vllm serve {shlex.join((str(model), *_FLAGS))} ...", flush=True)
+    print(f"      {shlex.join(command(model, _FLAGS))}", flush=True)
     started = time.monotonic()
     with serve(
         model, log=server_log, environ=environ, flags=_FLAGS, on_wait=_teller("starting")
@@ -104,8 +104,8 @@ def run(out: Path, num_requests: int) -> int:
     print(f"[5/5] sched-profiler analyze {log} --out {out}\n", flush=True)
     analyze = [sys.executable, "-m", "sched_profiler", "analyze", str(log), "--out", str(out)]
     report = [sys.executable, "-m", "sched_profiler", "report", str(log), "-o", str(page)]
-    for command in (analyze, [*report, "--title", "Demo: chats, documents, both"]):
-        status = subprocess.run(command, check=False).returncode  # noqa: S603 - made right above
+    for step in (analyze, [*report, "--title", "Demo: chats, documents, both"]):
+        status = subprocess.run(step, check=False).returncode  # noqa: S603 - made right above
         if status:
             return status
     return check(log, picture, page, used, num_requests)

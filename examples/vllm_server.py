@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["QUICK_START_FLAGS", "Server", "ServerError", "serve"]
+__all__ = ["QUICK_START_FLAGS", "Server", "ServerError", "command", "serve"]
 
 QUICK_START_FLAGS = (
     "--load-format=dummy",
@@ -145,6 +145,22 @@ class Server:
         return ServerError(f"{what}; the last lines of {self.log}:\n{tail}")
 
 
+def command(model: Path, flags: Sequence[str] = (), module: str | None = None) -> list[str]:
+    """Return the command that serves a model, but for the port.
+
+    Args:
+        model: Folder of the model.
+        flags: Further arguments of `vllm serve`, on top of `QUICK_START_FLAGS`.
+        module: Start this module of vLLM's with `python -m` instead of `vllm serve`.
+    """
+    start = (
+        [sys.executable, "-m", module, "--model"]
+        if module
+        else [str(Path(sys.executable).with_name("vllm")), "serve"]
+    )
+    return [*start, str(model), f"--host={_HOST}", *QUICK_START_FLAGS, *flags]
+
+
 @contextmanager
 def serve(
     model: Path,
@@ -162,8 +178,8 @@ def serve(
         model: Folder of the model.
         log: File for what the server prints; written anew.
         environ: Variables to set for the server, on top of this process's own.
-        flags: Further arguments of `vllm serve`, on top of `QUICK_START_FLAGS`.
-        module: Start this module of vLLM's with `python -m` instead of `vllm serve`.
+        flags: See `command`.
+        module: See `command`.
         timeout: Seconds that the server may take to become healthy.
         on_wait: Called again and again with the seconds waited for that.
 
@@ -173,23 +189,11 @@ def serve(
     with socket.socket() as free:
         free.bind((_HOST, 0))
         port = free.getsockname()[1]
-    command = [
-        *(
-            [sys.executable, "-m", module, "--model"]
-            if module
-            else [str(Path(sys.executable).with_name("vllm")), "serve"]
-        ),
-        str(model),
-        f"--host={_HOST}",
-        f"--port={port}",
-        *QUICK_START_FLAGS,
-        *flags,
-    ]
     # Nothing is to be fetched from a model hub, and nobody is to be told of the run.
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - the command is made right above
-            command,
+        process = subprocess.Popen(  # noqa: S603 - a command of our own
+            [*command(model, flags, module), f"--port={port}"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

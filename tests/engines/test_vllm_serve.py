@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +99,19 @@ def test_the_demo_ends_with_a_log_a_picture_and_a_report(
     # The summary of the log that it tells its user about.
     assert f"\n{len(served.records)} batches of 1 run" in served.told
     assert f"Each of the {len(served.records)} lines of the log fits the schema." in served.told
+
+
+def test_the_demo_shows_the_whole_command_that_starts_the_server(served: Served) -> None:
+    """Who copies it gives vLLM all that the demo gave it, but for the port."""
+    (shown,) = re.findall(r"^ +(\S+/vllm serve .+)$", served.told, re.MULTILINE)
+    program, _, model, *flags = shlex.split(shown)
+    assert Path(program).is_file()
+    (told,) = re.findall(r"non-default args: (\{.+\})", served.printed)
+    given = ast.literal_eval(told)
+    assert model == given.pop("model_tag") == given.pop("model")
+    assert given.pop("port")
+    names = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags]
+    assert sorted(names) == sorted(given)
 
 
 def test_the_log_holds_the_tokens_that_the_answers_tell(served: Served) -> None:
