@@ -104,6 +104,38 @@ def test_the_pages_of_the_site_have_all_they_need_and_fit(
     watched.context.close()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["tutorial/find-a-stall", "reference/command-line", "how-to/watch-a-live-engine"],
+)
+def test_what_commands_print_is_seen_to_its_right_end(
+    browser: Browser, site: Path, name: str
+) -> None:
+    """In a window of 1300 px no block of code hides a part of its lines."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.goto((site / f"{name}.html").as_uri())
+    assert page.evaluate(SIDEWAYS) <= 0
+    hidden = page.eval_on_selector_all(
+        "pre > code", "blocks => blocks.map(block => block.scrollWidth - block.clientWidth)"
+    )
+    assert hidden
+    assert max(hidden) <= 0
+    context.close()
+
+
+def test_texts_of_a_table_can_be_read_on_a_phone(browser: Browser, site: Path) -> None:
+    """What a field means is not squeezed to a word a line: the table scrolls instead."""
+    context = browser.new_context(**PHONE)
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.goto((site / "reference/record.html").as_uri())
+    cell = page.locator("table").first.locator("tbody td:nth-child(4)").first
+    assert cell.evaluate("cell => cell.clientWidth") > PHONE["viewport"]["width"] / 2
+    context.close()
+
+
 def test_the_search_finds_and_the_language_can_be_switched(browser: Browser, address: str) -> None:
     """Both lead to a page of the site."""
     watched = Watched(browser.new_context(**DESKTOP))
