@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -51,3 +53,12 @@ def record() -> BatchRecord:
     return make_record(
         5, timestamp=1_700_000_000.25, model_run_duration_ms=10.0, total_step_duration_ms=10.5
     )
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """Return an empty store in the memory of this process."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    store.store.clear()
+    yield store
+    store.store.clear()
