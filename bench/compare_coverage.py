@@ -30,7 +30,8 @@ from sched_profiler.analysis.bootstrap import (
     interval,
     quantiles,
 )
-from sched_profiler.analysis.comparison import METRICS, compare
+from sched_profiler.analysis.comparison import compare
+from sched_profiler.analysis.run_metrics import METRICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

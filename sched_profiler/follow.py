@@ -8,18 +8,23 @@ name it gets, so that no record is read twice.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import posixpath
 import time
 from collections import deque
-from typing import TYPE_CHECKING, BinaryIO
-
-import attrs
+from typing import TYPE_CHECKING
 
 from sched_profiler.codec import decode
 from sched_profiler.errors import LogError, RecordError
+from sched_profiler.growing_file import (
+    Content,
+    Tail,
+    first_line,
+    identity_of,
+    skip,
+    whole_lines,
+)
 from sched_profiler.log_files import (
     find_logs,
     is_compressed,
@@ -29,7 +34,7 @@ from sched_profiler.log_files import (
     plain_path,
 )
 from sched_profiler.log_names import beginning_of_part, is_part
-from sched_profiler.reader import Tally, is_json
+from sched_profiler.reader import Tally
 from sched_profiler.redact import is_url
 
 if TYPE_CHECKING:
@@ -39,12 +44,6 @@ if TYPE_CHECKING:
     from sched_profiler.record import BatchRecord
 
 __all__ = ["Follower", "follow"]
-
-_CHUNK_BYTES = 4 << 20
-_LONGEST_LINE_BYTES = 16 << 20
-"""From here on, a line is no record: what is held of a log is bounded."""
-_HEAD_BYTES = 4096
-"""How much of its first line tells a file from others."""
 
 _LOOK_S = 1.0
 """How often new files are looked for on this machine."""
@@ -133,11 +132,11 @@ class Follower:
         self.problem: str | None = None
         self.last_invalid: str | None = None
         self._look_due = 0.0
-        self._contents: dict[str, _Content] = {}
+        self._contents: dict[str, Content] = {}
         """What was read of each file, by its name when it is not compressed."""
-        self._tails: dict[tuple[int, int], _Tail] = {}
+        self._tails: dict[tuple[int, int], Tail] = {}
         """Files that may grow, by what the system knows them by."""
-        self._truncated: deque[_Content] = deque(maxlen=_MOST_OPEN)
+        self._truncated: deque[Content] = deque(maxlen=_MOST_OPEN)
         """What was read of files before they were begun anew."""
 
     def poll(self) -> Iterator[BatchRecord]:
@@ -206,9 +205,9 @@ class Follower:
                 continue
             try:
                 status = os.stat(file.path)  # noqa: PTH116 - any name
-                known = self._tails.get((status.st_dev, status.st_ino))
+                known = self._tails.get(identity_of(status))
                 if known is None and not is_part(posixpath.basename(file.path)):
-                    known = _Tail(file.path)
+                    known = Tail(file.path)
                     self._tails[known.identity] = known
                     self._close_some()
                     is_any = True
@@ -254,23 +253,23 @@ class Follower:
         for file, (run, begins) in sorted(parts, key=lambda part: part[1], reverse=True):
             # All that is in a part was recorded before the next one began.
             if next_begins.get(run, since) < since:
-                self._contents[_key(file)] = _Content(num_bytes=file.num_bytes)
+                self._contents[_key(file)] = Content(num_bytes=file.num_bytes)
             next_begins[run] = begins
 
-    def _read_tail(self, tail: _Tail) -> Iterator[BatchRecord]:
+    def _read_tail(self, tail: Tail) -> Iterator[BatchRecord]:
         try:
             stream = tail.opened()
             if os.fstat(stream.fileno()).st_size < tail.content.position:
                 # Truncated, by somebody who has copied it.
                 self._truncated.append(tail.content)
-                tail.content = _Content()
+                tail.content = Content()
             if tail.content.head is None:
                 stream.seek(0)
-                head = _head(stream.readline(_HEAD_BYTES))
+                _, head = first_line(stream)
                 tail.content = self._same(head) or tail.content
                 tail.content.head = head
             stream.seek(tail.content.position)
-            for lines in _whole_lines(stream, tail.content, self.tally):
+            for lines in whole_lines(stream, tail.content, self.tally):
                 tail.grown_at = time.monotonic()
                 yield from self._records(lines)
         except FileNotFoundError:
@@ -279,7 +278,7 @@ class Follower:
             self.problem = f"{tail.path} cannot be read: {error.strerror}"
 
     def _read_closed(self, file: LogFile) -> Iterator[BatchRecord]:
-        content = self._contents.setdefault(_key(file), _Content())
+        content = self._contents.setdefault(_key(file), Content())
         if content.num_failures >= _MOST_FAILURES:
             self.problem = content.problem
             return
@@ -287,14 +286,13 @@ class Follower:
             return
         try:
             with open_log(file) as (stream, _):
-                first = stream.readline(_HEAD_BYTES)
-                head = _head(first)
+                first, head = first_line(stream)
                 content = self._contents[_key(file)] = self._same(head) or content
                 content.head = head
                 if content.position:
-                    _skip(stream, content.position - len(first))
+                    skip(stream, content.position - len(first))
                     first = b""
-                for lines in _whole_lines(stream, content, self.tally, first, is_closed=True):
+                for lines in whole_lines(stream, content, self.tally, first, is_closed=True):
                     yield from self._records(lines)
             content.num_bytes = file.num_bytes
         except LogError as error:
@@ -302,7 +300,7 @@ class Follower:
                 content.num_failures += 1
                 self.problem = content.problem = str(error)
 
-    def _same(self, head: bytes | None) -> _Content | None:
+    def _same(self, head: bytes | None) -> Content | None:
         """Return what is known of a file with this first line, under whatever name."""
         if head is None:
             return None
@@ -332,167 +330,5 @@ class Follower:
         }
 
 
-@attrs.define(eq=False)
-class _Content:
-    """What is in a file, whatever its name is and whether it is compressed."""
-
-    head: bytes | None = None
-    """Tells its first line from others; None until that is there."""
-    position: int = 0
-    """How much was read of it, in bytes without compression."""
-    is_in_long_line: bool = False
-    num_bytes: int | None = None
-    """Size on the disk of the closed file that was read to its end."""
-    num_failures: int = 0
-    problem: str | None = None
-    """Why it cannot be read."""
-
-
-class _Tail:
-    """A file of this machine that may grow; held open, so that it is read to its end.
-
-    Attributes:
-        path: where it was found.
-        identity: what the system knows it by.
-        content: what is in it.
-        left_at: monotonic time at which it was found under its name no longer.
-        grown_at: monotonic time at which something was read of it.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Open it.
-
-        Raises:
-            OSError: if it cannot be opened.
-        """
-        self.path = path
-        self.content = _Content()
-        self.left_at: float | None = None
-        self.grown_at = time.monotonic()
-        self._stream: BinaryIO | None = open(path, "rb")  # noqa: PTH123, SIM115 - see close
-        self.identity = _identity(os.fstat(self._stream.fileno()))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is held open; else it is opened when it is read."""
-        return self._stream is not None
-
-    def opened(self) -> BinaryIO:
-        """Return what reads it.
-
-        Raises:
-            FileNotFoundError: if it was closed and is not there any more.
-            OSError: if it cannot be opened.
-        """
-        if self._stream is None:
-            if self.has_moved():
-                raise FileNotFoundError(self.path)
-            self._stream = open(self.path, "rb")  # noqa: PTH123, SIM115 - see close
-        return self._stream
-
-    def close(self) -> None:
-        """Close it for now."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def has_moved(self) -> bool:
-        """Tell whether its name is now that of another file, or of none."""
-        try:
-            return _identity(os.stat(self.path)) != self.identity  # noqa: PTH116 - any name
-        except OSError:
-            return True
-
-    def last_timestamp(self) -> float:
-        """Return the Unix time of its last record; 0 without any."""
-        stream = self.opened()
-        size = stream.seek(0, os.SEEK_END)
-        num_bytes = _HEAD_BYTES
-        while True:
-            stream.seek(max(0, size - num_bytes))
-            for line in reversed(stream.read(num_bytes).split(b"\n")):
-                with contextlib.suppress(RecordError):
-                    return decode(line).timestamp
-            if num_bytes >= min(size, _LONGEST_LINE_BYTES):
-                return 0.0
-            num_bytes *= 16
-
-    def position_of(self, since: float) -> int:
-        """Return where the records begin that are not older than a Unix time, or a bit before."""
-        stream = self.opened()
-        low, high = 0, stream.seek(0, os.SEEK_END)
-        while high - low > _HEAD_BYTES * 16:
-            middle = (low + high) // 2
-            stream.seek(middle)
-            stream.readline(_LONGEST_LINE_BYTES)
-            start = stream.tell()
-            try:
-                is_older = decode(stream.readline(_LONGEST_LINE_BYTES)).timestamp < since
-            except RecordError:
-                is_older = False
-            if is_older and start < high:
-                low = start
-            else:
-                high = middle
-        return low
-
-
-def _whole_lines(
-    stream: BinaryIO,
-    content: _Content,
-    tally: Tally,
-    already: bytes = b"",
-    *,
-    is_closed: bool = False,
-) -> Iterator[bytes]:
-    """Yield what is left of a file, in blocks of whole lines; what is read is noted in `content`.
-
-    Args:
-        stream: stands where reading goes on.
-        content: of the file.
-        tally: counts bytes, and lines that are too long.
-        already: what was read of it beyond `content.position`.
-        is_closed: whether nothing will follow, also not after a line without a line feed.
-    """
-    rest = already
-    while True:
-        data = stream.read(_CHUNK_BYTES)
-        rest += data
-        end = rest.rfind(b"\n") + 1
-        if not data and is_closed and is_json(rest):
-            end = len(rest)
-        lines, rest = rest[:end], rest[end:]
-        if len(rest) > _LONGEST_LINE_BYTES:
-            tally.num_skipped_lines += not content.is_in_long_line or bool(lines)
-            end += len(rest)
-        content.position += end
-        tally.num_bytes += end
-        if lines and content.is_in_long_line:
-            content.is_in_long_line = False
-            lines = lines.partition(b"\n")[2]
-        if len(rest) > _LONGEST_LINE_BYTES:
-            content.is_in_long_line, rest = True, b""
-        if lines:
-            yield lines
-        if not data:
-            return
-
-
 def _key(file: LogFile) -> str:
     return plain_path(os.path.realpath(file.path) if is_on_disk(file) else file.name)
-
-
-def _head(first: bytes) -> bytes | None:
-    """Return what tells a file from others by its first line, or the beginning of that."""
-    if len(first) < _HEAD_BYTES and not first.endswith(b"\n"):
-        return None
-    return hashlib.blake2b(first, digest_size=16).digest()
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _skip(stream: BinaryIO, num_bytes: int) -> None:
-    while num_bytes > 0 and (data := stream.read(min(num_bytes, _CHUNK_BYTES))):
-        num_bytes -= len(data)

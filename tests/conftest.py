@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from sched_profiler import BatchRecord
+from sched_profiler.testing import make_record
 
 if os.environ.get("PROCESSES_WITHOUT_COVERAGE"):
     # What coverage tells the processes that the tests start.
@@ -47,22 +50,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def record() -> BatchRecord:
     """Return one batch of a prefill chunk and two decodes."""
-    return BatchRecord(
-        batch_id=5,
-        timestamp=1_700_000_000.25,
-        schedule_duration_ms=0.5,
-        model_run_duration_ms=10.0,
-        total_step_duration_ms=10.5,
-        num_prefill_reqs=1,
-        num_decode_reqs=2,
-        total_scheduled_tokens=66,
-        prefill_chunk_sizes=[64],
-        decode_chunk_sizes=[1, 1],
-        avg_prefill_chunk_size=64.0,
-        max_prefill_chunk_size=64,
-        min_prefill_chunk_size=64,
-        avg_decode_chunk_size=1.0,
-        num_waiting_reqs=4,
-        num_running_reqs=3,
-        kv_cache_usage=0.25,
+    return make_record(
+        5, timestamp=1_700_000_000.25, model_run_duration_ms=10.0, total_step_duration_ms=10.5
     )
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """Return an empty store in the memory of this process."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    store.store.clear()
+    yield store
+    store.store.clear()

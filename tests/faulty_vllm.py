@@ -20,7 +20,7 @@ from sched_profiler.verify import RunReport, verify
 HERE = Path(__file__).parent
 
 Answer = tuple[int, list[int]]
-"""The number of a request in `faulty.LENGTHS`, and the tokens that came."""
+"""The number of a request in `engine_in_process.LENGTHS`, and the tokens that came."""
 
 
 def plug_in(site: Path) -> None:

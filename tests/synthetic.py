@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sched_profiler.codec import encode
-from sched_profiler.record import SCHEMA_VERSION, BatchRecord, chunk_statistics
+from sched_profiler.record import SCHEMA_VERSION, BatchRecord
+from sched_profiler.testing import make_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,32 +46,21 @@ def batch(
 ) -> BatchRecord:
     """Return a record with every number that follows from the arguments filled in."""
     prefill, decode = list(prefill), list(decode)
-    average, largest, smallest = chunk_statistics(prefill)
+    is_measured = model_run_ms is not None
     total_ms = None if model_run_ms is None else schedule_ms + (queue_ms or 0.0) + model_run_ms
     defaults: dict[str, Any] = {
-        "batch_id": batch_id,
         "timestamp": _START + batch_id * 0.01,
         "schedule_duration_ms": schedule_ms,
         "model_run_duration_ms": model_run_ms,
         "total_step_duration_ms": total_ms,
-        "num_prefill_reqs": len(prefill),
-        "num_decode_reqs": len(decode),
-        "total_scheduled_tokens": sum(prefill) + sum(decode),
-        "prefill_chunk_sizes": prefill,
-        "decode_chunk_sizes": decode,
-        "avg_prefill_chunk_size": average,
-        "max_prefill_chunk_size": largest,
-        "min_prefill_chunk_size": smallest,
-        "avg_decode_chunk_size": chunk_statistics(decode)[0],
         "num_waiting_reqs": 0,
-        "num_running_reqs": len(prefill) + len(decode),
         "kv_cache_usage": 0.5,
         "schema_version": SCHEMA_VERSION,
         "run_id": "run",
-        "queue_duration_ms": queue_ms if model_run_ms is not None else None,
-        "idle_duration_ms": schedule_ms if model_run_ms is not None else None,
+        "queue_duration_ms": queue_ms if is_measured else None,
+        "idle_duration_ms": schedule_ms if is_measured else None,
     }
-    return BatchRecord(**(defaults | fields))
+    return make_record(batch_id, prefill=prefill, decode=decode, **(defaults | fields))
 
 
 def seed_record(record: BatchRecord, *, measured: bool = True) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from graphlib import TopologicalSorter
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 from test_package import FROM_OUTSIDE, MODULES, PACKAGE, ROOT, imports
 
 PAGE = ROOT / "docs/explanation/architecture.md"
@@ -18,14 +18,7 @@ PAGE = ROOT / "docs/explanation/architecture.md"
 @pytest.fixture(scope="module")
 def architecture() -> ModuleType:
     """Return the script that draws the picture."""
-    spec = importlib.util.spec_from_file_location(
-        "architecture", ROOT / "docs/tools/architecture.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/tools/architecture.py")
 
 
 def test_the_picture_of_the_architecture_has_every_module_in_one_box(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import importlib.util
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import yaml
 from engine_under_test import serve
 from matplotlib import pyplot as plt
 from prometheus_client import CollectorRegistry, generate_latest
+from scripts import load_script
 from synthetic import records, write_log
 
 import sched_profiler
@@ -314,12 +314,7 @@ def test_the_headings_of_a_translation_have_the_anchors_of_its_page() -> None:
 @functools.cache
 def generator() -> ModuleType:
     """Return the hook that generates parts of the documentation."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/tools/generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/tools/generate.py")
 
 
 def test_what_the_tutorial_about_a_stall_shows_was_printed_by_its_commands() -> None:

@@ -7,12 +7,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fsspec
 import pytest
 from engine_under_test import serve
 
@@ -195,15 +193,6 @@ def test_a_full_disk_is_found(
 
 
 STORE = "VLLM_SCHEDULER_PROFILING_LOG"
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    """Return an empty store in the memory of this process."""
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    yield store
-    store.store.clear()
 
 
 def test_a_store_is_tried_and_left_as_it_was(tmp_path: Path, memory: Any) -> None:

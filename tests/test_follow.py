@@ -203,8 +203,8 @@ def test_a_line_without_an_end_takes_no_more_memory_than_the_longest_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is one line that is left out, and what follows is read."""
-    monkeypatch.setattr("sched_profiler.follow._LONGEST_LINE_BYTES", 10_000)
-    monkeypatch.setattr("sched_profiler.follow._CHUNK_BYTES", 4_000)
+    monkeypatch.setattr("sched_profiler.growing_file._LONGEST_LINE_BYTES", 10_000)
+    monkeypatch.setattr("sched_profiler.growing_file._CHUNK_BYTES", 4_000)
     log = tmp_path / "run.jsonl"
     log.write_bytes(encode(batch(0)) + b"x" * 25_000)
     follower = Follower(log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[1] / "tools/links.py"
 
@@ -97,12 +97,7 @@ def test_a_host_that_does_not_answer_is_a_problem(tmp_path: Path, site: str) -> 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """Return the script as a module."""
-    spec = importlib.util.spec_from_file_location("links", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_of_the_documentation_all_pages_are_looked_at(script: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,12 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """Return the script that executes the notebook."""
-    spec = importlib.util.spec_from_file_location("notebook", ROOT / "docs/tools/notebook.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/tools/notebook.py")
 
 
 def shown(notebook: dict[str, Any]) -> list[Any]:

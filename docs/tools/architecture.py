@@ -67,7 +67,9 @@ BOXES = {
         (150, 290, 600, 62),
     ),
     "reader": Box("reader", "log_files reader parquet whole_file", (810, 400, 170, 62)),
-    "watch, check": Box("reader", "follow window verify validate", (810, 510, 170, 62)),
+    "watch, check": Box(
+        "reader", "follow growing_file window verify validate", (810, 510, 170, 62)
+    ),
     "rows": Box(
         "reader", "analysis/: rows lines ahead layout runs sample arrivals", (620, 400, 150, 76)
     ),
@@ -82,7 +84,9 @@ BOXES = {
         (200, 463, 190, 132),
     ),
     "compare": Box(
-        "reader", "analysis/: comparison comparison_plot run_settings", (200, 610, 190, 76)
+        "reader",
+        "analysis/: comparison comparison_plot run_metrics run_settings",
+        (200, 610, 190, 76),
     ),
     "trace": Box("reader", "analysis/: trace", (200, 701, 190, 48)),
     "fit": Box("reader", "analysis/: cost_model cost_model_plot engine_time", (200, 764, 190, 62)),
@@ -91,7 +95,9 @@ BOXES = {
         "analysis/: recorded_run replay replay_measures tuning capacity\nengines/: vllm_replay",
         (200, 846, 190, 104),
     ),
-    "report": Box("reader", "analysis/report/: page charts definitions", (20, 400, 140, 76)),
+    "report": Box(
+        "reader", "analysis/report/: page charts trends plotly definitions", (20, 400, 140, 76)
+    ),
     "commands": Box(
         "reader",
         "cli/: analyze report slow compare fit tune capacity top top_screen trace convert verify"

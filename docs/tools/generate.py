@@ -112,6 +112,13 @@ def first_profile_summary() -> str:
     return f"```text\n{summary}\n```"
 
 
+def first_profile_prefill() -> str:
+    """Return what the last snippet of that tutorial prints of that run."""
+    df = analysis.load(ROOT / "examples/first_look.jsonl.gz")
+    has_prefill = df["num_prefill_reqs"] > 0
+    return f"```text\n{df.groupby(has_prefill)['model_run_duration_ms'].median()}\n```"
+
+
 def asynchronous_times() -> str:
     """Return what the times of an asynchronous run add up to."""
     df = analysis.load(ROOT / "docs/measured/asynchronous.jsonl.gz")
@@ -248,6 +255,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "schema request-trace": functools.partial(schema_table, "request-trace"),
     "schema run-manifest": functools.partial(schema_table, "run-manifest"),
     "first profile summary": first_profile_summary,
+    "first profile prefill": first_profile_prefill,
     "asynchronous times": asynchronous_times,
     "metrics": metric_table,
     "notebook": notebook.page,

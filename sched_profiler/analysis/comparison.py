@@ -10,9 +10,9 @@ import attrs
 import numpy as np
 
 from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval, quantiles
-from sched_profiler.analysis.columns import numbers, occupied_ms
 from sched_profiler.analysis.markup import preformatted
 from sched_profiler.analysis.plain_data import plain
+from sched_profiler.analysis.run_metrics import METRICS, QUANTILES, RATIOS, Series
 from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:
@@ -21,29 +21,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from sched_profiler.analysis.run_metrics import Metric
+
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-__all__ = ["METRICS", "Comparison", "Difference", "Estimate", "Metric", "Side", "compare"]
+__all__ = ["Comparison", "Difference", "Estimate", "Side", "compare"]
 
 Verdict = Literal["better", "worse", "higher", "lower", "within noise", "unknown"]
 
-_MS_PER_S = 1_000.0
 _NUM_BINS = 1_024
-_FEWEST = 32
-"""Fewer batches than this have no halves to speak of."""
-
-
-@attrs.frozen(kw_only=True)
-class Metric:
-    """A number that runs are compared by."""
-
-    name: str
-    label: str
-    better: Literal["higher", "lower"] | None
-    kind: Literal["ratio", "share", "count"] = "ratio"
-    """The change of a `share`, from 0 to 1, and of a `count`, which may be 0, is a difference; that
-    of a `ratio` is the ratio of both values less 1."""
 
 
 @attrs.frozen(kw_only=True)
@@ -127,46 +114,6 @@ class Comparison:
         return preformatted(str(self))
 
 
-METRICS = (
-    Metric(name="tokens_per_second", label="throughput, tokens/s", better="higher"),
-    Metric(name="generated_per_second", label="generated, tokens/s", better="higher"),
-    Metric(name="decode_ms_mean", label="time of a decode, mean, ms", better="lower"),
-    Metric(name="decode_ms_p50", label="time of a decode, P50, ms", better="lower"),
-    Metric(name="decode_ms_p99", label="time of a decode, P99, ms", better="lower"),
-    Metric(name="total_step_ms_p50", label="total step, P50, ms", better="lower"),
-    Metric(name="total_step_ms_p99", label="total step, P99, ms", better="lower"),
-    Metric(name="model_run_ms_p50", label="model run, P50, ms", better="lower"),
-    Metric(name="schedule_ms_p50", label="schedule, P50, ms", better="lower"),
-    Metric(name="schedule_ms_p99", label="schedule, P99, ms", better="lower"),
-    Metric(name="idle_share", label="model idle, of the time", better="lower", kind="share"),
-    Metric(name="waiting_reqs_mean", label="waiting, mean, requests", better="lower", kind="count"),
-    Metric(name="kv_cache_usage_mean", label="KV cache, mean", better=None, kind="share"),
-    Metric(name="scheduled_tokens_mean", label="tokens of a batch, mean", better=None),
-)
-"""What runs are compared by, in this order. The time of a decode is what a decoding request waits
-for its next token: the wall time of the batch, which is model run and idle, for
-each of its decodes."""
-
-_RATIOS: dict[str, tuple[str, str]] = {
-    "tokens_per_second": ("tokens", "wall_s"),
-    "generated_per_second": ("generated", "wall_s"),
-    "decode_ms_mean": ("decodes x wall_ms", "decodes"),
-    "idle_share": ("idle_s", "wall_s"),
-    "waiting_reqs_mean": ("waiting x wall_s", "wall_s"),
-    "kv_cache_usage_mean": ("kv_cache x wall_s", "wall_s"),
-    "scheduled_tokens_mean": ("tokens", "batches"),
-}
-_QUANTILES: dict[str, tuple[str, float]] = {
-    "decode_ms_p50": ("decode", 0.50),
-    "decode_ms_p99": ("decode", 0.99),
-    "total_step_ms_p50": ("total_step", 0.50),
-    "total_step_ms_p99": ("total_step", 0.99),
-    "model_run_ms_p50": ("model_run", 0.50),
-    "schedule_ms_p50": ("schedule", 0.50),
-    "schedule_ms_p99": ("schedule", 0.99),
-}
-
-
 def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> Comparison:
     """Compare loaded logs with the first of them.
 
@@ -186,7 +133,7 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
                 f"{label} has a single batch, and nothing tells how far others would be from it; "
                 "compare logs of some hundred batches"
             )
-    series = {label: _Series.of(df) for label, df in sides.items()}
+    series = {label: Series.of(df) for label, df in sides.items()}
     edges = _bin_edges(list(series.values()))
     samples = {
         label: _Sample.of(one, edges, seed) for seed, (label, one) in enumerate(series.items())
@@ -208,84 +155,6 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
 
 
 @attrs.frozen(eq=False)
-class _Series:
-    """What metrics are made of: a number a batch each."""
-
-    run: Ints
-    sums: dict[str, Floats]
-    """To be summed up; NaN where unknown."""
-    times: dict[str, tuple[Floats, Floats]]
-    """Times in ms and how often each counts."""
-
-    @classmethod
-    def of(cls, df: pd.DataFrame) -> _Series:
-        run = np.asarray(df["run"]) if "run" in df else np.zeros(len(df), dtype=np.int64)
-        members = [np.flatnonzero(run == number) for number in np.unique(run)]
-        wall = np.full(len(df), np.nan)
-        for rows in members:
-            wall[rows] = occupied_ms(df.iloc[rows])
-        decodes = numbers(df, "num_decode_reqs")
-        tokens = numbers(df, "total_scheduled_tokens")
-        wall_s = wall / _MS_PER_S
-        one = np.ones(len(df))
-        return cls(
-            run=run,
-            sums={
-                "batches": one,
-                "tokens": tokens,
-                "generated": numbers(df, "num_generated_tokens"),
-                "wall_s": wall_s,
-                "idle_s": numbers(df, "idle_duration_ms") / _MS_PER_S,
-                "decodes": decodes,
-                "decodes x wall_ms": decodes * wall,
-                "waiting x wall_s": numbers(df, "num_waiting_reqs") * wall_s,
-                "kv_cache x wall_s": numbers(df, "kv_cache_usage") * wall_s,
-            },
-            times={
-                "decode": (wall, decodes),
-                "total_step": (numbers(df, "total_step_duration_ms"), one),
-                "model_run": (numbers(df, "model_run_duration_ms"), one),
-                "schedule": (numbers(df, "schedule_duration_ms"), one),
-            },
-        )
-
-    def part(self, rows: Ints) -> _Series:
-        """Return the same of some batches."""
-        return _Series(
-            self.run[rows],
-            {name: values[rows] for name, values in self.sums.items()},
-            {name: (v[rows], weights[rows]) for name, (v, weights) in self.times.items()},
-        )
-
-    def metrics(self) -> dict[str, float]:
-        """Return all metrics, NaN where the log lacks what one needs."""
-        found = {}
-        for name, (part, whole) in _RATIOS.items():
-            found[name] = _ratio(_sum(self.sums[part]), _sum(self.sums[whole]))
-        for name, (times, share) in _QUANTILES.items():
-            found[name] = _weighted_quantile(*self.times[times], share)
-        return found
-
-
-def _sum(values: Floats) -> float:
-    return math.nan if np.isnan(values).all() else float(np.nansum(values))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
-
-
-def _weighted_quantile(times: Floats, weights: Floats, share: float) -> float:
-    known = ~np.isnan(times) & (weights > 0)
-    times, weights = times[known], weights[known]
-    if not len(times):
-        return math.nan
-    order = np.argsort(times)
-    summed = np.cumsum(weights[order])
-    return float(times[order][np.searchsorted(summed, share * summed[-1])])
-
-
-@attrs.frozen(eq=False)
 class _Sample:
     """The metrics of one side, and of each draw of its blocks."""
 
@@ -295,7 +164,7 @@ class _Sample:
     drawn: dict[str, Floats]
 
     @classmethod
-    def of(cls, series: _Series, edges: dict[str, Floats], seed: int) -> _Sample:
+    def of(cls, series: Series, edges: dict[str, Floats], seed: int) -> _Sample:
         each = _length(series)
         block = _number_blocks(series.run, each)
         num_blocks = int(block[-1]) + 1
@@ -305,14 +174,14 @@ class _Sample:
             name: counts @ np.bincount(block, np.nan_to_num(summands))
             for name, summands in series.sums.items()
         }
-        for name, (part, whole) in _RATIOS.items():
+        for name, (part, whole) in RATIOS.items():
             with np.errstate(divide="ignore", invalid="ignore"):
                 drawn[name] = sums[part] / sums[whole]
         for name, bins in edges.items():
             times, weights = series.times[name]
             histogram = _histogram(block, num_blocks, times, weights, bins)
             totals = counts @ histogram
-            for metric, (of, share) in _QUANTILES.items():
+            for metric, (of, share) in QUANTILES.items():
                 if of == name:
                     # A bin is a little coarse: only how far draws are from the whole is used.
                     whole_run = quantiles(histogram.sum(axis=0, keepdims=True), bins, share)[0]
@@ -321,7 +190,7 @@ class _Sample:
         return cls(each, num_blocks, metrics, drawn)
 
 
-def _length(series: _Series) -> int:
+def _length(series: Series) -> int:
     """Return how many batches depend on each other, in the run with the longest memory."""
     lengths = []
     for number in np.unique(series.run):
@@ -344,7 +213,7 @@ def _number_blocks(run: Ints, each: int) -> Ints:
     return number
 
 
-def _bin_edges(sides: list[_Series]) -> dict[str, Floats]:
+def _bin_edges(sides: list[Series]) -> dict[str, Floats]:
     """Return bins of equal ratio for each kind of time, the same for all sides."""
     edges = {}
     for name in ("decode", "total_step", "model_run", "schedule"):
@@ -369,7 +238,7 @@ def _histogram(
     return np.asarray(counts.reshape(num_blocks, _NUM_BINS))
 
 
-def _noise_floor(first: _Series) -> dict[str, float]:
+def _noise_floor(first: Series) -> dict[str, float]:
     """Return how much the first and the second half of a side differ, in each metric."""
     rows = [np.flatnonzero(first.run == number) for number in np.unique(first.run)]
     halves = [

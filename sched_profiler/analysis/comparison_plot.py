@@ -9,7 +9,7 @@ import numpy as np
 
 from sched_profiler.analysis.chart import Chart
 from sched_profiler.analysis.columns import numbers
-from sched_profiler.analysis.comparison import METRICS
+from sched_profiler.analysis.run_metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -163,6 +163,16 @@ class Outline:
         values = self.rows[series]
         return self.rows["timestamp"], values, np.ones(len(values), dtype=np.int64)
 
+    def pairs(self) -> tuple[Floats, Floats, Ints]:
+        """Return model-run times with the schedule times of the same batches, and how often.
+
+        Of a short log these are its rows, and one in which either is unknown counts 0 times.
+        """
+        if self.rows is None:
+            return self.density.counts()
+        x, y = self.rows["model_run_duration_ms"], self.rows["schedule_duration_ms"]
+        return x, y, (~np.isnan(x) & ~np.isnan(y)).astype(np.int64)
+
     def _keep(self, columns: Mapping[str, Floats] | None, num_rows: int | None = None) -> None:
         self.num_rows += len(columns["timestamp"]) if columns is not None else num_rows or 0
         if self.rows is None or columns is None or self.num_rows > MAX_ROWS:

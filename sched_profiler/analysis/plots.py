@@ -172,11 +172,7 @@ def _draw_model_run_histogram(axes: Axes, digest: Digest) -> None:
 def _draw_schedule_against_model_run(axes: Axes, digest: Digest) -> None:
     title = "Schedule time against model-run time"
     rows = digest.outline.rows
-    if rows is None:
-        x, y, counts = digest.outline.density.counts()
-    else:
-        x, y = rows["model_run_duration_ms"], rows["schedule_duration_ms"]
-        counts = (~np.isnan(x) & ~np.isnan(y)).astype(np.int64)
+    x, y, counts = digest.outline.pairs()
     known = counts > 0
     x, y, counts = x[known], y[known], counts[known]
     if not len(x):

@@ -13,7 +13,8 @@ from simulated_engine import Load, Setup, SimulatedEngine, Times
 from synthetic import records, seed_record
 
 from sched_profiler.analysis import compare, label_sides, plot_comparison
-from sched_profiler.analysis.comparison import METRICS, Comparison
+from sched_profiler.analysis.comparison import Comparison
+from sched_profiler.analysis.run_metrics import METRICS
 
 
 def frame(engine: SimulatedEngine, num_batches: int = 3000) -> pd.DataFrame:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -20,30 +19,30 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from counting import Counting
+from engine_in_process import (
+    LENGTHS,
+    MANY_TOKENS,
+    InProcess,
+    Profiling,
+    generate,
+    heard,
+    sampling,
+    uploading,
+)
 from offline import engine, forking, prompts
+from refusing_storage import Storage, storage
 from s3_server import S3Server
-from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from sched_profiler import BatchProfiler, BatchRecord, lifetime
+from sched_profiler import BatchRecord, lifetime
 from sched_profiler.clock import SystemClock
-from sched_profiler.engines.vllm import _log_where_vllm_logs, _start
-from sched_profiler.messages import logger
-from sched_profiler.settings import Settings
-from sched_profiler.store import Store
 
-# All in one batch: where a prompt is cut, vLLM for the CPU knows no seed of a request.
-LENGTHS = [5, 40, 90, 17, 29, 1, 64, 8]
-MAX_TOKENS = 24
-MANY_TOKENS = 300
 # Before an engine under load comes to its end.
 ENOUGH_BATCHES = 250
 
@@ -52,23 +51,6 @@ def tell(**what: Any) -> None:
     """Print a line for the test."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
-
-
-def sampling(max_tokens: int, **options: Any) -> list[SamplingParams]:
-    """Return how the requests are answered: each has its seed."""
-    return [
-        SamplingParams(
-            max_tokens=max_tokens, ignore_eos=True, temperature=1.0, seed=number, **options
-        )
-        for number in range(len(LENGTHS))
-    ]
-
-
-def generate(llm: Any, max_tokens: int = MAX_TOKENS) -> list[list[int]]:
-    """Generate from an empty prefix cache, and return the tokens."""
-    llm.reset_prefix_cache()
-    outputs = llm.generate(prompts(LENGTHS), sampling(max_tokens), use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 class Raising:
@@ -111,76 +93,8 @@ def slow(_context: object) -> Slow:
     return Slow()
 
 
-class _Storage(BaseHTTPRequestHandler):
-    """As much of S3 as an upload needs, once it has stopped to refuse."""
-
-    refusal: tuple[int, str] | None = None
-    objects: dict[str, bytes] = {}  # noqa: RUF012 - shared by all requests
-    protocol_version = "HTTP/1.1"
-
-    def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if not self._refuse():
-            _Storage.objects[self.path.partition("?")[0]] = body
-            self._answer(200)
-
-    def do_HEAD(self) -> None:
-        if not self._refuse():
-            found = _Storage.objects.get(self.path)
-            self._answer(404 if found is None else 200, length=len(found or b""))
-
-    def do_GET(self) -> None:
-        if not self._refuse():
-            self._answer(404)
-
-    def _refuse(self) -> bool:
-        if _Storage.refusal is None:
-            return False
-        status, code = _Storage.refusal
-        text = f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()
-        self._answer(status, text)
-        return True
-
-    def _answer(self, status: int, text: bytes = b"", length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text) if length is None else length))
-        self.send_header("ETag", '"0"')
-        self.send_header("Last-Modified", "Tue, 24 Nov 2026 12:00:00 GMT")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(text)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def storage() -> Iterator[str]:
-    """Run a server that refuses or takes uploads, as `_Storage.refusal` says; yield its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Storage)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-class InProcess:
-    """One engine, whose scheduler is profiled into one sink after the other."""
-
-    def __init__(self, model: str) -> None:
-        _log_where_vllm_logs()
-        self.llm = engine(model)
-        self._scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
-        self._closing: list[threading.Thread] = []
-
-    def profile(self, log: str, *sinks: str, **settings: Any) -> Profiling:
-        """Make a profiler; return the context in which it profiles the engine."""
-        before = vars(self._scheduler).copy()
-        asked = Settings(enabled=True, log=log, sinks=sinks or ("jsonl",), **settings)
-        close: Any = _start(self._scheduler, asked)
-        assert close is not None
-        profiling = Profiling(self._scheduler, close.__self__, before)
-        self._closing.append(threading.Thread(target=close))
-        return profiling
+class Telling(InProcess):
+    """Tells what it generates."""
 
     def run(self, fault: str, log: str, *sinks: str, **settings: Any) -> Profiling:
         """Generate with a fault, and tell the tokens."""
@@ -203,44 +117,13 @@ class InProcess:
                     times[mode].append(time.perf_counter() - began)
         tell(times=times)
 
-    def finish(self) -> None:
-        """Close all profilers, side by side: some sinks take all the time that they are given."""
-        closing, self._closing = self._closing, []
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join()
-
-
-class Profiling:
-    """Profiles a scheduler while it is entered, again and again.
-
-    Attributes:
-        profiler: what does so.
-    """
-
-    def __init__(self, scheduler: Any, profiler: BatchProfiler, before: dict[str, Any]) -> None:
-        self.profiler = profiler
-        self._scheduler = scheduler
-        now = vars(scheduler)
-        self._attached = {name: now[name] for name in now if name not in before}
-        self.__exit__()
-
-    def __enter__(self) -> BatchProfiler:
-        vars(self._scheduler).update(self._attached)
-        return self.profiler
-
-    def __exit__(self, *_: object) -> None:
-        for name in self._attached:
-            delattr(self._scheduler, name)
-
 
 def in_process(model: str, folder: Path) -> None:
     """Go through the faults that do not end the process, and compare throughput in them."""
     seaweed = S3Server(folder / "seaweed")
     starting = threading.Thread(target=seaweed.start)
     starting.start()
-    one = InProcess(model)
+    one = Telling(model)
     one.generate("not profiled")
     tell(unprofiled=generate(one.llm, MANY_TOKENS))
     one.run("none", str(folder / "none.jsonl"))
@@ -267,7 +150,7 @@ def in_process(model: str, folder: Path) -> None:
         refusals(one, folder, url)
         # The clients that are to reach it at last have known its address for long.
         one.finish()
-    for path, content in _Storage.objects.items():
+    for path, content in Storage.objects.items():
         (folder / "uploaded" / Path(path).name).write_bytes(content)
     os.environ |= seaweed.environ
     for path in (client := seaweed.client()).glob("bucket/restarted/*"):
@@ -275,7 +158,7 @@ def in_process(model: str, folder: Path) -> None:
     seaweed.kill()
 
 
-def disks(one: InProcess, folder: Path, modes: dict[str, AbstractContextManager[Any]]) -> None:
+def disks(one: Telling, folder: Path, modes: dict[str, AbstractContextManager[Any]]) -> None:
     """Go through what a disk does."""
     # Small disks of the test, if it may mount any.
     if (folder / "full").exists():
@@ -302,7 +185,7 @@ def disks(one: InProcess, folder: Path, modes: dict[str, AbstractContextManager[
         one.generate("folder was removed")
 
 
-def fork(one: InProcess, folder: Path) -> None:
+def fork(one: Telling, folder: Path) -> None:
     """Fork in the middle, and let the child do what it does at its end."""
     with one.profile(str(folder / "fork.jsonl")) as profiler:
         one.generate("before a fork")
@@ -315,7 +198,7 @@ def fork(one: InProcess, folder: Path) -> None:
         assert profiler.flush(60)
 
 
-def clock(one: InProcess, folder: Path) -> None:
+def clock(one: Telling, folder: Path) -> None:
     """Step the wall clock back by an hour, as far as this process is concerned."""
     seconds, nanoseconds = time.time, time.time_ns
     with one.profile(str(folder / "clock.jsonl")) as profiler:
@@ -331,7 +214,7 @@ def clock(one: InProcess, folder: Path) -> None:
 
 
 def remote(
-    one: InProcess,
+    one: Telling,
     folder: Path,
     seaweed: S3Server,
     modes: dict[str, AbstractContextManager[Any]],
@@ -355,17 +238,13 @@ def remote(
             one.generate(fault)
             assert refused.wait(60)
         os.environ |= seaweed.environ
-    began = threading.Event()
-    put = Store.put
-
-    def put_and_tell(self: Store, file: Path, name: str) -> None:
-        if "/restarted/" in self.url:
-            began.set()
-        put(self, file, name)
-
-    Store.put = put_and_tell  # type: ignore[method-assign]
     waits, again = f"records wait in {folder / 'restarted'}", "s3://bucket/restarted/ is reached"
-    with store(one, folder, "restarted"), heard(waits) as waiting, heard(again) as reached:
+    with (
+        uploading("/restarted/") as began,
+        store(one, folder, "restarted"),
+        heard(waits) as waiting,
+        heard(again) as reached,
+    ):
         one.generate("store is well")
         assert began.wait(60)
         seaweed.kill()
@@ -374,7 +253,6 @@ def remote(
         seaweed.start()
         one.generate("store is started again")
         assert reached.wait(60)
-    Store.put = put  # type: ignore[method-assign]
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{nobody.getsockname()[1]}"
     modes["store is gone"] = store(one, folder, "gone")
@@ -383,13 +261,13 @@ def remote(
         assert asked.wait(60)
 
 
-def store(one: InProcess, folder: Path, name: str) -> Profiling:
+def store(one: Telling, folder: Path, name: str) -> Profiling:
     """Profile into a bucket."""
     return one.profile(f"s3://bucket/{name}/", spool=str(folder / name), part_seconds=1)
 
 
 def hanging_store(
-    one: InProcess, folder: Path, deaf: int, modes: dict[str, AbstractContextManager[Any]]
+    one: Telling, folder: Path, deaf: int, modes: dict[str, AbstractContextManager[Any]]
 ) -> None:
     """Send to a server that takes connections and says nothing."""
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{deaf}"
@@ -399,53 +277,20 @@ def hanging_store(
         time.sleep(1.5)  # it is asked meanwhile
 
 
-def refusals(one: InProcess, folder: Path, url: str) -> None:
+def refusals(one: Telling, folder: Path, url: str) -> None:
     """Go through what a server says that is busy, or wants other credentials."""
     os.environ["AWS_ENDPOINT_URL"] = url
     for fault, refusal in (
         ("store throttles", (503, "SlowDown")),
         ("credentials have expired", (400, "ExpiredToken")),
     ):
-        _Storage.refusal = refusal
+        Storage.refusal = refusal
         waits = f"records wait in {folder / refusal[1]}"
         with store(one, folder, refusal[1]), heard(waits) as refused:
             one.generate(fault)
             assert refused.wait(60)
-            _Storage.refusal = None
+            Storage.refusal = None
             one.generate(f"{fault}, and no longer")
-
-
-@contextmanager
-def heard(message: str) -> Iterator[threading.Event]:
-    """Yield what is set when our log says so."""
-    event = threading.Event()
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if message in f"{record.getMessage()} {record.exc_text}":
-                event.set()
-
-    ear = Ear()
-    logger.addHandler(ear)
-    yield event
-    logger.removeHandler(ear)
-
-
-class Counting(Scheduler):  # type: ignore[misc]  # vLLM ships no types
-    """Notes the time of each batch where it survives the process, whatever kills it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._batches = os.open(os.environ["BATCHES"], flags, 0o666)
-        self.num_batches = 0
-
-    def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().schedule(*args, **kwargs)
-        if output.total_num_scheduled_tokens:
-            os.write(self._batches, f"{time.time()}\n".encode())
-            self.num_batches += 1
-        return output
 
 
 class Failing(Counting):

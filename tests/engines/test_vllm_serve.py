@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
-from faulty import LENGTHS, MANY_TOKENS
+from engine_in_process import LENGTHS, MANY_TOKENS
 from faulty_vllm import Answer, Faults
 from machine import lacks
 from offline import prompts
@@ -197,7 +197,7 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         "BATCHES": str(folder / "batches"),
         "PYTHONPATH": str(Path(__file__).parent),
     }
-    flags = (*FLAGS, "--scheduler-cls=faulty.Counting")
+    flags = (*FLAGS, "--scheduler-cls=counting.Counting")
     with (
         ThreadPoolExecutor(8) as clients,
         serve(model, log=server_log, environ=environ, flags=flags, module=MODULE) as server,

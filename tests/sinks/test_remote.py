@@ -49,15 +49,6 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
-def memory() -> Iterator[Any]:
-    """Return an empty store in the memory of this process."""
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    yield store
-    store.store.clear()
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test wait for long between two tries."""
     monkeypatch.setattr(remote, "_FIRST_RETRY_S", 0.1)

@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from sched_profiler import __version__
 from sched_profiler.analysis.anomalies import find_anomalies
 from sched_profiler.analysis.digest import Digest
-from sched_profiler.analysis.report.charts import Charts, charts, compared, run_names
+from sched_profiler.analysis.report.charts import Charts, charts, run_names
 from sched_profiler.analysis.report.definitions import DEFINITIONS
 from sched_profiler.analysis.slow import slow_batches
 from sched_profiler.analysis.stats import summarize
@@ -75,9 +75,6 @@ def write_report(
     known = _of_runs(runs, manifests)
     time = TimeAxis(digest)
     drawn = charts(digest, time)
-    comparison = compared(digest)
-    if comparison is not None:
-        drawn.charts.append(comparison)
     # The digest of a frame has no sample.
     looked_at = digest if digest.num_sampled else df
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
@@ -90,7 +87,6 @@ def write_report(
             summary=summarize(digest),
             runs=_rows(runs, known, run_names(digest)),
             num_hidden_runs=max(0, len(runs) - _SHOWN_RUNS),
-            has_run_chart=comparison is not None,
             settings=_settings([manifest for manifest in known if manifest is not None]),
             engines=_engines(known),
             first=min((run.start for run in runs), default=np.inf),
@@ -244,11 +240,8 @@ def _slow(df: pd.DataFrame, time: TimeAxis) -> list[tuple[SlowBatch, float]]:
 _UNKNOWN = "not recorded"
 
 
-def _number(value: float | None, digits: int = 0, unit: str = "") -> str:
-    """Return a number with its unit."""
-    if value is None or not np.isfinite(value):
-        return _UNKNOWN
-    return f"{value:,.{digits}f}{unit}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return _UNKNOWN if value is None or not np.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
