@@ -17,7 +17,7 @@ from sched_profiler.cli.command import (
 )
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -116,6 +116,7 @@ def _write_files(folder: Path, digest: Digest, data: str) -> list[Path]:
         "schedule_against_model_run.png": plots.plot_schedule_against_model_run,
     }
     written = []
+    check_output(*(folder / name for name in (*charts, "summary.json")))
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():

@@ -19,7 +19,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="a file; or a folder, if it is there or ends with /, for a file for each run and rank",
+        help="a file, such as run.parquet; or a folder, if it is there or ends with /, for a file "
+        "for each run and rank",
     )
     add_skip_invalid(parser)
 
