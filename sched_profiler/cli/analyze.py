@@ -17,6 +17,7 @@ from sched_profiler.cli.command import (
 )
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
+from sched_profiler.errors import counted
 from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _to_json(summary: Summary, findings: list[Finding], num_looked_at: int) -> s
 
 def _to_text(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
     count = len(findings)
-    heading = f"{count or 'no'} finding{'' if count == 1 else 's'}"
+    heading = counted(count, "finding") if count else "no findings"
     if num_looked_at < summary.num_batches:
         heading += f" in {num_looked_at:,} batches, which are spread evenly over each run"
     return "\n\n".join([str(summary), heading, *map(str, findings)])
