@@ -16,6 +16,7 @@ import itertools
 import json
 import random
 import string
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -72,9 +73,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--clients", type=int, default=24)
     arguments = parser.parse_args()
-    answers = put_under_load(
-        arguments.url, num_requests=arguments.requests, num_clients=arguments.clients
-    )
+    try:
+        answers = put_under_load(
+            arguments.url, num_requests=arguments.requests, num_clients=arguments.clients
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        sys.exit(f"{arguments.url}: {reason}; start the server first, and give its URL")
     tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
     print(f"{len(answers)} answers with {tokens} tokens")
 

@@ -22,6 +22,8 @@ SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 """Ways to compress, and what they add to the name of a file."""
 
 _CHUNK_BYTES = 1 << 20
+_ZSTD_BYTES = 4096
+"""How much of zstd is taken at a time: it may be 32,768 times as long without compression."""
 # More effort costs far more time than it saves bytes.
 _GZIP_LEVEL = 3
 
@@ -69,9 +71,43 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
                 f"{name} needs zstandard, which is not installed; "
                 f"install it with: {how_to_install('zstd')}"
             )
-        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return cast("BinaryIO", io.BufferedReader(reader, _CHUNK_BYTES))
+        return cast("BinaryIO", io.BufferedReader(_ZstdReader(stream, zstandard), _CHUNK_BYTES))
     return stream
+
+
+class _ZstdReader(io.RawIOBase):
+    """Reads zstd, one frame or several; that of its package takes what is cut short for whole."""
+
+    def __init__(self, stream: BinaryIO, zstandard: ModuleType) -> None:
+        self._stream = stream
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read some bytes; 0 at the end.
+
+        Raises:
+            EOFError: if the file ends within a frame.
+        """
+        while not self._rest:
+            data = b""
+            if self._frame is not None and self._frame.eof:
+                data, self._frame = self._frame.unused_data, None
+            data = data or self._stream.read(_ZSTD_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._rest = memoryview(self._frame.decompress(data))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
 @contextmanager

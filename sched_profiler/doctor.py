@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Surroundings", "examine", "surroundings"]
 
 _ANSWER_S = 20.0
+_ALIKE = 0.85
+"""How alike two names are, as `difflib` has it, of which one may be a slip for the other."""
 _TRIAL = ".sched-profiler-doctor"
 _FEW_BYTES, _TOO_FEW_BYTES = 1 << 30, 100 << 20
 
@@ -95,10 +98,14 @@ def surroundings(pid: int | None = None) -> Surroundings:
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
         folder = Path(f"/proc/{pid}/cwd").readlink()
+    except (FileNotFoundError, ProcessLookupError):
+        raise SchedProfilerError(
+            f"there is no process {pid} here; give the number of a server that runs, on the "
+            "machine or in the container where it runs (Linux only)"
+        ) from None
     except OSError as error:
         raise SchedProfilerError(
-            f"the environment of process {pid} cannot be read: {error.strerror}; "
-            "run as its user, on the machine or in the container where it runs"
+            f"the environment of process {pid} cannot be read: {error.strerror}; run as its user"
         ) from None
     variables = (os.fsdecode(entry).partition("=") for entry in content.split(b"\0"))
     return Surroundings({name: value for name, _, value in variables if name}, folder)
@@ -122,29 +129,35 @@ def examine(place: Surroundings) -> Iterator[Finding]:
 
 def _variables(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Look at the settings themselves."""
-    for name in our.VARIABLES:
-        if environ.get(name, "").strip():
-            yield Finding(name, "ok", f"set to {without_credentials(environ[name].strip())}")
+    wrong, is_enabled = "", True
     try:
-        settings = our.Settings.from_environ(environ)
+        is_enabled = our.Settings.from_environ(environ).enabled
     except SettingError as error:
-        yield Finding("settings", "problem", str(error), "correct the variable")
-    else:
-        if not settings.enabled:
-            yield Finding(
-                our.ENABLE,
-                "problem",
-                "profiling is not asked for",
-                f"export {our.ENABLE}=true before the server is started; "
-                "a service or a container does not see the variables of your shell",
-            )
-    for name in sorted(environ):
-        if re.search("SCHED_PROFILER|SCHEDULER_PROFILING", name) and name not in our.VARIABLES:
+        wrong = str(error)
+    for name in our.VARIABLES:
+        # What is wrong begins with the name of its variable.
+        if environ.get(name, "").strip() and not re.match(rf"{name}\b", wrong):
+            yield Finding(name, "ok", f"set to {without_credentials(environ[name].strip())}")
+    if wrong:
+        yield Finding("settings", "problem", wrong, "correct the variable")
+    if not is_enabled:
+        yield Finding(
+            our.ENABLE,
+            "problem",
+            "profiling is not asked for",
+            f"export {our.ENABLE}=true before the server is started; "
+            "a service or a container does not see the variables of your shell",
+        )
+    for name in sorted(environ.keys() - set(our.VARIABLES)):
+        like = get_close_matches(name.upper(), our.VARIABLES, n=2, cutoff=_ALIKE)
+        if like or re.search("SCHED_PROFILER|SCHEDULER_PROFILING", name.upper()):
             yield Finding(
                 name,
                 "warning",
                 "is no setting of this version; it has no effect",
-                f"settings are {', '.join(our.VARIABLES)}",
+                f"perhaps {' or '.join(like)} is meant"
+                if like
+                else f"settings are {', '.join(our.VARIABLES)}",
             )
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "SettingError",
     "SinkUnavailableError",
     "UploadError",
+    "counted",
     "how_to_install",
     "printable",
     "shown",
@@ -58,6 +59,11 @@ class SinkUnavailableError(SchedProfilerError, OSError):
 
 class UploadError(SchedProfilerError):
     """A file did not arrive in a store; the message holds no credential."""
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with what it counts; the plural adds an s, unless it is another."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def how_to_install(extra: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from sched_profiler.boundary import Boundary
 from sched_profiler.clock import SYSTEM_CLOCK, Clock
+from sched_profiler.errors import RecordError, shown
 from sched_profiler.lifetime import hook_signals
 from sched_profiler.manifest import Run
 from sched_profiler.record import (
@@ -126,7 +127,8 @@ class BatchProfiler:
                 scheduled and when it ended (two tuples), into record fields, on the writer's
                 thread; by default each holds a dict of record fields.
             clock: the source of all times.
-            strict: let failures of the profiler and its sink through instead of logging them.
+            strict: let failures of the profiler and its sink through instead of logging them. With
+                `background`, `flush` and `close` raise the first one of the other thread.
 
         Raises:
             SettingError: if a fact is unknown or of a wrong type.
@@ -199,6 +201,12 @@ class BatchProfiler:
             )
             if result is not None:
                 self._previous_result = result
+
+    def not_measured(self, error: Exception) -> None:
+        """Leave a gap for a batch that cannot be measured, and count it."""
+        next(self.batch_ids)
+        self.writer.drop()
+        self.boundary.failed(error)
 
     @property
     def num_dropped_records(self) -> int:
@@ -288,8 +296,9 @@ class Batch:
     ) -> None:
         """End the scheduling: say what is in the batch and what is left in the queues.
 
-        Arguments are the record fields of the same names. A batch without tokens is discarded: it
-        gets neither an identifier nor a record.
+        Arguments are the record fields of the same names; arrays and numbers of NumPy or PyTorch
+        will do. A batch without tokens is discarded: it gets neither an identifier nor a record.
+        One whose values cannot be is counted as dropped, and the log says why.
 
         Raises:
             TypeError: if there is no such optional field.
@@ -300,12 +309,24 @@ class Batch:
                 f"a batch has no {', '.join(sorted(unknown))}; there are "
                 f"{', '.join(sorted(OptionalContents.__annotations__))}"
             )
-        if self._id is not None or not (prefill_chunk_sizes or decode_chunk_sizes):
+        if self._id is not None:
+            return
+        try:
+            prefill, decode = list(prefill_chunk_sizes), list(decode_chunk_sizes)
+        except Exception:  # noqa: BLE001 - the boundary: whatever it is, it stays ours
+            self._profiler.not_measured(
+                RecordError(
+                    f"prefill_chunk_sizes is {shown(prefill_chunk_sizes)} and decode_chunk_sizes "
+                    f"is {shown(decode_chunk_sizes)}; expected the tokens of each request"
+                )
+            )
+            return
+        if not (prefill or decode):
             return
         self._ended = ended
         self._contents = {
-            "prefill_chunk_sizes": list(prefill_chunk_sizes),
-            "decode_chunk_sizes": list(decode_chunk_sizes),
+            "prefill_chunk_sizes": prefill,
+            "decode_chunk_sizes": decode,
             "num_waiting_reqs": num_waiting_reqs,
             "num_running_reqs": num_running_reqs,
             "kv_cache_usage": kv_cache_usage,

@@ -36,6 +36,10 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _WITH_FOLDERS = ("dbfs", "file", "ftp", "hdfs", "local", "sftp", "smb", "ssh", "webhdfs")
 _WITHOUT_CREDENTIALS = ("s3", "s3a", "gs", "gcs")
 
+_REMEDY = (
+    "; check the URL, the network, and the credentials that the client of this storage looks for"
+)
+
 _BUFFER_BYTES = 1 << 20
 
 
@@ -204,7 +208,9 @@ class Store:
         except SchedProfilerError:
             raise
         except Exception as error:  # noqa: BLE001 - clients of storage raise all kinds of errors
-            raise kind(f"{self._shown(path)}: {self._reason(error)}") from None
+            # What is uploaded is tried again, and whoever tells of it says what becomes of it.
+            remedy = _REMEDY if kind is LogError else ""
+            raise kind(f"{self._shown(path)}: {self._reason(error)}{remedy}") from None
 
     def _shown(self, path: str) -> str:
         return redacted(self.url if not path else self.name(path), self._secret_url)

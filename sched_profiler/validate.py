@@ -17,6 +17,7 @@ import msgspec
 from jsonschema import Draft202012Validator
 
 from sched_profiler.codec import schema
+from sched_profiler.errors import counted
 from sched_profiler.log_files import find_logs, logs_to_read
 from sched_profiler.reader import Tally, empty_error, read_blocks, was_cut_by_a_crash
 from sched_profiler.record import SCHEMA_VERSION
@@ -73,13 +74,14 @@ class Report:
     def __str__(self) -> str:
         """Return the counts, in words."""
         parts = [
-            f"{self.num_records} records, {self.num_invalid_records} of them invalid",
-            f"{self.num_violations} violations",
+            f"{counted(self.num_records, 'record')}, {self.num_invalid_records} of them invalid",
+            counted(self.num_violations, "violation"),
         ]
         if len(self.violations) < self.num_violations:
-            parts.append(f"the first {len(self.violations)} are shown")
+            number = len(self.violations)
+            parts.append(f"the first {'is' if number == 1 else f'{number} are'} shown")
         if self.num_half_written_lines:
-            parts.append(f"{self.num_half_written_lines} half-written lines left out")
+            parts.append(counted(self.num_half_written_lines, "half-written line") + " left out")
         return "; ".join(parts)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sched_profiler.clock import SYSTEM_CLOCK
-from sched_profiler.errors import printable
+from sched_profiler.errors import counted, printable
 from sched_profiler.log_files import find_logs, find_manifests, logs_to_read
 from sched_profiler.manifest import RunManifest, parse_manifest
 from sched_profiler.reader import Tally, empty_error, file_records
@@ -192,10 +192,14 @@ def _gaps(run: RunReport) -> str:
         str(first) if first == last else f"{first}-{last}" for first, last in run.gaps[:_SHOWN_GAPS]
     ]
     if len(run.gaps) > _SHOWN_GAPS:
-        shown.append(f"and {len(run.gaps) - _SHOWN_GAPS} more gaps")
-    if after := run.num_missing - sum(last - first + 1 for first, last in run.gaps):
-        shown.append(f"{after} after the last record")
-    return f"missing of run {_name(run)}: batches {', '.join(shown)}"
+        shown.append("and " + counted(len(run.gaps) - _SHOWN_GAPS, "more gap"))
+    num_between = sum(last - first + 1 for first, last in run.gaps)
+    told = []
+    if shown:
+        told.append(f"{'batch' if num_between == 1 else 'batches'} {', '.join(shown)}")
+    if after := run.num_missing - num_between:
+        told.append(counted(after, "batch", "batches") + " after the last record")
+    return f"missing of run {_name(run)}: {', and '.join(told)}"
 
 
 def _no_end(run: RunReport) -> str:

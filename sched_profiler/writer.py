@@ -197,6 +197,8 @@ class BackgroundWriter:
         self._poll_s = _POLL_S
         self._thread: threading.Thread | None = None
         self._forget_exit: Callable[[], None] | None = None
+        # Of the thread, for whoever waits for it: only with `strict` does one come that far.
+        self._failure: Exception | None = None
 
     @property
     def num_dropped(self) -> int:
@@ -223,12 +225,17 @@ class BackgroundWriter:
             self._num_overflowed += 1
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Write all that was put; tell whether that went well within `timeout` seconds."""
+        """Write all that was put; tell whether that went well within `timeout` seconds.
+
+        With `strict`, raise what went wrong.
+        """
         if not self._is_alive():
             return not self.queue
         flush = _Flush()
         self._wake.put(flush)
-        return flush.done.wait(timeout) and flush.succeeded
+        is_done = flush.done.wait(timeout)
+        self._raise_failure()
+        return is_done and flush.succeeded
 
     def hurry(self, *, close_sink: bool = False) -> None:
         """Write what is there at once, and from now on without delay; does not wait for it.
@@ -248,6 +255,7 @@ class BackgroundWriter:
         """Write what is left, close the sink and end the thread; tell whether that went well.
 
         A sink that blocks for ever is left behind after `timeout` seconds: the process may end.
+        With `strict`, raise what went wrong.
         """
         if self._closing:
             return self._is_home and self.num_dropped == 0 and not self.queue
@@ -267,6 +275,7 @@ class BackgroundWriter:
                 self._what,
             )
             return False
+        self._raise_failure()
         if self.num_dropped:
             logger.warning("%d %s have no record", self.num_dropped, self._what)
         return self._is_home and self.num_dropped == 0
@@ -296,15 +305,15 @@ class BackgroundWriter:
             # Read before draining: what was put before close() or flush() is then drained too.
             closing = self._closing
             written = self._drain()
-            succeeded = self._maker.sink.flush() if written or flushes else True
+            succeeded = self._succeeds(self._maker.sink.flush) if written or flushes else True
             if self._close_sink_soon:
                 self._close_sink_soon = False
-                self._maker.sink.close()
+                self._succeeds(self._maker.sink.close)
             for flush in flushes:
                 flush.succeeded = succeeded
                 flush.done.set()
             if closing:
-                self._is_home = self._maker.close()
+                self._is_home = self._succeeds(self._maker.close)
                 return
             flushes = self._wait(self._poll_s)
 
@@ -321,8 +330,23 @@ class BackgroundWriter:
     def _drain(self) -> int:
         count = len(self.queue)
         for _ in range(count):
-            self._maker.write(self.queue.popleft(), self._num_overflowed)
+            try:
+                self._maker.write(self.queue.popleft(), self._num_overflowed)
+            except Exception as error:  # noqa: BLE001 - raised where somebody waits
+                self._failure = self._failure or error
         return count
+
+    def _succeeds(self, call: Callable[[], bool]) -> bool:
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - raised where somebody waits
+            self._failure = self._failure or error
+            return False
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
 
 class _Flush:

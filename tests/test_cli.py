@@ -388,7 +388,7 @@ def test_validate_prints_violations_and_counts(log: Path, capsys: Capture) -> No
     assert main(["validate", "--limit", "1", str(log)]) == 1
     assert capsys.readouterr().out == (
         f"{log}:41: $: 'timestamp' is a required property\n"
-        "42 records, 1 of them invalid; 14 violations; the first 1 are shown\n"
+        "42 records, 1 of them invalid; 14 violations; the first is shown\n"
     )
     assert main(["validate", "--json", str(log)]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -518,8 +518,8 @@ def test_compare_takes_a_confidence_below_one(log: Path, confidence: str) -> Non
             ("compare", "A", "B", "--confidence", "much"),
             "much is no confidence; expected more than",
         ),
-        (("slow", "A", "--top", "many"), "'many' is no number; expected a whole one from 0 on"),
-        (("slow", "A", "--top=-1"), "'-1' is no number"),
+        (("slow", "A", "--top", "many"), "'many' cannot be; expected a whole number from 0 on"),
+        (("slow", "A", "--top=-1"), "'-1' cannot be; expected a whole number from 0 on"),
         (("slow", "A", "--schedule-over", "long"), "'long' is no duration; expected a number with"),
         (
             ("tune", "A", "--max-num-seqs", "8,x"),

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic import records, write_log
 
 from sched_profiler import JsonlSink, Rotation, SettingError
-from sched_profiler.compression import compress, num_lines
+from sched_profiler.cli import main
+from sched_profiler.compression import compress, decompressed, num_lines
 
 
 @pytest.mark.parametrize("way", ["gzip", "zstd"])
@@ -23,6 +25,40 @@ def test_lines_are_counted_compressed_or_not(tmp_path: Path, way: str) -> None:
     assert num_lines(target) == 1000
     assert list(tmp_path.iterdir()) == [target]
     assert target.stat().st_size < 200
+
+
+@pytest.mark.parametrize("way", ["gzip", "zstd"])
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.9999])
+@pytest.mark.parametrize("command", ["analyze", "verify", "validate"])
+def test_what_is_cut_short_is_no_whole_log(
+    tmp_path: Path, way: str, share: float, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it is cut: what was copied is not what was written."""
+    for module in ("zstandard", "polars", "jsonschema"):
+        pytest.importorskip(module)
+    part = compress(write_log(tmp_path / "run.jsonl", records(2_000)), way)
+    whole = part.read_bytes()
+    part.write_bytes(whole[: max(1, int(len(whole) * share))])
+    assert main([command, str(part)]) == 2
+    assert capsys.readouterr().err == (
+        f"sched-profiler: {part} is cut short; copy it again, or leave it out\n"
+    )
+
+
+@pytest.mark.parametrize("way", ["gzip", "zstd"])
+def test_files_put_together_are_read_to_their_end(tmp_path: Path, way: str) -> None:
+    """As the tools of either way do, also one that is empty."""
+    if way == "zstd":
+        pytest.importorskip("zstandard")
+    together = b""
+    for content in (b"one\n", b"", b"two\nthree\n"):
+        (tmp_path / "part").write_bytes(content)
+        target = compress(tmp_path / "part", way)
+        together += target.read_bytes()
+    target.write_bytes(together)
+    assert num_lines(target) == 3
+    with target.open("rb") as file:
+        assert decompressed(file, target.name).read() == b"one\ntwo\nthree\n"
 
 
 def test_the_same_lines_give_the_same_bytes(tmp_path: Path) -> None:

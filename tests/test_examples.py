@@ -100,6 +100,20 @@ def test_the_pandas_recipes_work_on_any_log(tmp_path: Path, whose: str) -> None:
     assert "nan" not in printed.lower()
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no URL"])
+def test_a_server_that_is_not_there_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+    """With its URL and what to do."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "client_load.py"), url],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(rf"{url}: .*; start the server first, and give its URL\n", done.stderr)
+
+
 @pytest.mark.parametrize("name", ["pandas_recipes.py", "s3_round_trip.py"])
 def test_an_example_says_what_it_takes(name: str, tmp_path: Path) -> None:
     """Called without arguments, in one line."""

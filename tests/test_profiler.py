@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sched_profiler import Batch, BatchProfiler, BatchRecord, MemorySink, encode, schema
+from sched_profiler.errors import RecordError
 from sched_profiler.testing import FakeClock
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
@@ -424,6 +425,58 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert json.loads(encode(record))["decode_chunk_sizes"] == [1, 1]
     assert type(record.num_waiting_reqs) is int
     assert record.kv_cache_usage == 0.5
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch"])
+def test_chunks_may_be_arrays(module: str) -> None:
+    """Of any length: an array has no truth value."""
+    library = pytest.importorskip(module)
+    bench = Bench()
+    for prefill, decode in (([3, 4], [1]), ([], [1, 1]), ([], [])):
+        batch = bench.profiler.begin()
+        batch.scheduled(
+            prefill_chunk_sizes=library.asarray(prefill, dtype=library.int64),
+            decode_chunk_sizes=library.asarray(decode, dtype=library.int64),
+            **NOTHING_WAITS,
+        )
+        batch.finished()
+    assert [record.prefill_chunk_sizes for record in bench.records] == [[3, 4], []]
+    assert [record.decode_chunk_sizes for record in bench.records] == [[1], [1, 1]]
+
+
+@pytest.mark.parametrize("chunks", [None, 5])
+def test_chunks_that_cannot_be_do_not_reach_the_engine(
+    chunks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The batch leaves a gap and is counted, however many there are; a test hears of it."""
+    sink = MemorySink()
+    with BatchProfiler(sink, background=False) as profiler:
+        for sizes in (chunks, chunks, chunks, chunks, [1]):
+            with profiler.schedule() as batch:
+                batch.scheduled(prefill_chunk_sizes=sizes, decode_chunk_sizes=[], **NOTHING_WAITS)
+            with batch.model_run():
+                pass
+    assert [(record.batch_id, record.num_dropped_records) for record in sink.records] == [(4, 4)]
+    assert caplog.text.count(f"prefill_chunk_sizes is {chunks} and decode") == 1
+    assert "switched off" not in caplog.text
+    batch = BatchProfiler(sink, background=False, strict=True).begin()
+    with pytest.raises(RecordError, match="expected the tokens of each request"):
+        batch.scheduled(prefill_chunk_sizes=chunks, decode_chunk_sizes=[], **NOTHING_WAITS)
+
+
+def test_strict_tells_of_what_failed_in_the_background() -> None:
+    """At the end of the block: a run without records is not well."""
+
+    class Refusing(MemorySink):
+        def write(self, record: BatchRecord) -> None:
+            raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(OSError, match="No space left"),
+        BatchProfiler(Refusing(), strict=True) as profiler,
+        profiler.schedule() as batch,
+    ):
+        batch.scheduled(prefill_chunk_sizes=[1], decode_chunk_sizes=[], **NOTHING_WAITS)
 
 
 @pytest.mark.parametrize("value", ["3", 2.5, True, [1]])

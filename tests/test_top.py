@@ -126,7 +126,7 @@ def test_it_waits_for_a_log_and_shows_what_comes(
         with log.open("ab") as stream:
             stream.write(b"\n")
             stream.writelines(map(encode, ended(0.1, 50, run_id="second")))
-        shown = terminal.wait_for_text("2 runs, 2 engines", "second", "1 lines left out")
+        shown = terminal.wait_for_text("2 runs, 2 engines", "second", "1 line left out")
         assert "first" in shown
         terminal.type("q")
         assert terminal.wait() == 0

@@ -90,7 +90,14 @@ def test_what_is_missing_at_the_end_is_known_from_the_manifest(
     run = one(log)
     assert (run.num_missing, run.num_dropped, run.num_unexplained) == (6, 2, 4)
     assert main(["verify", str(log)]) == 1
-    assert "6 after the last record" in capsys.readouterr().out
+    assert "missing of run run: 6 batches after the last record" in capsys.readouterr().out
+
+
+def test_one_batch_is_not_called_several(tmp_path: Path) -> None:
+    """Between records, and after the last one."""
+    log = write_log(tmp_path / "log.jsonl", [batch(n) for n in range(10) if n != 3])
+    manifest(tmp_path, num_written=11)
+    assert "missing of run run: batch 3, and 1 batch after the last record" in str(verify(log))
 
 
 def test_a_run_without_any_record_is_missed(tmp_path: Path) -> None:

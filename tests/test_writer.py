@@ -42,6 +42,29 @@ class BrokenSink(MemorySink):
         super().write(record)
 
 
+class FailingOnceSink(MemorySink):
+    """A sink of which one call fails, once."""
+
+    def __init__(self, fails: str) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def write(self, record: BatchRecord) -> None:
+        self._fail_in("write")
+        super().write(record)
+
+    def flush(self) -> None:
+        self._fail_in("flush")
+
+    def close(self) -> None:
+        self._fail_in("close")
+
+    def _fail_in(self, call: str) -> None:
+        if call == self.fails:
+            self.fails = "none"
+            raise ValueError("no record")
+
+
 def keep(measurement: Any, num_dropped: int) -> Any:
     """Stand in for the making of a record."""
     return measurement, num_dropped
@@ -230,6 +253,31 @@ def test_a_record_that_cannot_be_made_is_counted() -> None:
     assert not writer.close(), "something was lost"
     assert sink.records == [("a", 0), ("c", 1)]
     assert writer.num_dropped == 1
+
+
+@pytest.mark.parametrize("ends", ["flush", "close"])
+@pytest.mark.parametrize("fails", ["the record", "write", "flush", "close"])
+def test_strict_raises_what_failed_on_the_thread_where_somebody_waits(
+    fails: str, ends: str
+) -> None:
+    """Once, and what comes after the failure is written all the same."""
+
+    def to_record(measurement: Any, num_dropped: int) -> Any:
+        if fails == "the record" and measurement == 1:
+            raise ValueError("no record")
+        return measurement
+
+    sink = FailingOnceSink(fails)
+    writer = BackgroundWriter(sink, to_record, strict=True)
+    for number in (1, 2):
+        writer.put(number)
+    if fails == "close" and ends == "flush":
+        assert writer.flush(30)
+        ends = "close"
+    with pytest.raises(ValueError, match="no record"):
+        getattr(writer, ends)(30)
+    writer.close(30)
+    assert sink.records[-1] == 2
 
 
 def test_strict_lets_a_failure_through() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sched_profiler.analysis.digest import COLUMNS, Digest, OverlapError
@@ -21,7 +23,7 @@ __all__ = ["connect", "scan_on"]
 
 _PART_BYTES = 256 << 20
 """How much of a file one task reads."""
-_CONNECT_TIMEOUT_S = 30
+_CONNECT_TIMEOUT_S = 10
 
 
 def connect(address: str) -> Client:
@@ -34,13 +36,26 @@ def connect(address: str) -> Client:
     from distributed import Client  # noqa: PLC0415 - an extra
 
     try:
+        # A client that fails at it hangs in the end; and in a notebook, a loop runs already.
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(asyncio.run, _greet(address)).result()
         return Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise SettingError(
             f"no Dask cluster at {address} ({reason:.200}); give the address of its scheduler, "
             "such as tcp://host:8786"
         ) from None
+
+
+async def _greet(address: str) -> None:
+    """Connect to a scheduler and leave again."""
+    from distributed import Security  # noqa: PLC0415 - an extra
+    from distributed.comm import connect as connected  # noqa: PLC0415 - likewise
+
+    options = Security().get_connection_args("client")
+    comm = await connected(address, timeout=_CONNECT_TIMEOUT_S, **options)
+    await comm.close()
 
 
 def scan_on(

@@ -17,12 +17,12 @@ from sched_profiler.analysis.layout import SCHEMA
 from sched_profiler.analysis.rows import read_rows
 from sched_profiler.analysis.runs import starts_over
 from sched_profiler.errors import SchedProfilerError
-from sched_profiler.log_files import LogPath, find_logs, logs_to_read
+from sched_profiler.log_files import LogPath, find_logs, is_on_disk, is_parquet, logs_to_read
 from sched_profiler.parquet import MOST_VALUES
 from sched_profiler.parquet import SCHEMA as ARROW_SCHEMA
 from sched_profiler.reader import Tally, empty_error
 from sched_profiler.redact import is_url
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,24 +72,26 @@ def convert(
 
     Args:
         *logs: as for `scan`.
-        out: a file; or a folder, which is there already or whose name ends with `/`, for a file for
-            each run and rank, and more where a run is long: `run=.../rank=.../0.parquet`.
+        out: a file whose name ends with `.parquet`; or a folder, which is there already or whose
+            name ends with `/`, for a file for each run and rank, and more where a run is long:
+            `run=.../rank=.../0.parquet`.
         skip_invalid: go on after a line that holds no record, and count it.
         progress: as for `scan`.
 
     Raises:
         LogError: as `scan` does; no file is left half-written.
-        SchedProfilerError: if it cannot be written.
+        SchedProfilerError: if it cannot be written, or would replace one of the logs.
     """
     name = os.fspath(out)
     if is_url(name):
         raise SchedProfilerError(f"{name} is a URL; convert to a file or folder, and copy that")
+    is_folder = name.endswith(("/", os.sep)) or Path(name).is_dir()
+    _check(Path(name), logs, is_folder=is_folder)
     total = sum(file.num_bytes for file in find_logs(*logs)) if progress else 0
     done, tally = Conversion(), Tally()
     # First: a run that lives writes records before it says so.
     manifests = Manifests(*logs)
     places: dict[Any, Path] = {}
-    is_folder = name.endswith(("/", os.sep)) or Path(name).is_dir()
 
     def rows_of_all() -> Iterator[pl.DataFrame]:
         for number, file in enumerate(logs_to_read(*logs)):
@@ -119,6 +121,26 @@ def convert(
     done.num_skipped_lines = tally.num_skipped_lines
     done.num_half_written_lines = tally.num_half_written_lines
     return done
+
+
+def _check(out: Path, logs: tuple[LogPath, ...], *, is_folder: bool) -> None:
+    """Check that no log is lost by what is written."""
+    if not is_folder and out.suffix != ".parquet":
+        raise SchedProfilerError(
+            f"{out} is no name for Parquet, which is written; name it with .parquet, or a folder "
+            "with /"
+        )
+    ours = [file for file in find_logs(*logs) if is_parquet(file)]
+    if not is_folder:
+        # Of several files of Parquet, the last may be a log too, and the output forgotten.
+        check_output(out, logs=logs, may_replace_parquet=not ours)
+        return
+    for file in ours:
+        if is_on_disk(file) and Path(file.path).resolve().is_relative_to(out.resolve()):
+            raise SchedProfilerError(
+                f"{file.path} is one of the logs that are read, and may be replaced by what is "
+                f"written into {out}; name another folder"
+            )
 
 
 class _Names:

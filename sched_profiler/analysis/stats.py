@@ -11,6 +11,7 @@ import numpy as np
 
 from sched_profiler.analysis.digest import Digest
 from sched_profiler.analysis.markup import table
+from sched_profiler.errors import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,8 +244,8 @@ def _length_of_union(starts: Floats, ends: Floats) -> float:
 
 
 def _headline(summary: Summary) -> str:
-    line = f"{_count(summary.num_batches, 'batch', 'batches')} of "
-    line += _count(summary.num_runs, "run", "runs")
+    line = f"{counted(summary.num_batches, 'batch', 'batches')} of "
+    line += counted(summary.num_runs, "run")
     if summary.wall_time_s is None:
         return line
     return f"{line}, {summary.wall_time_s:,.3f} s of wall time (from {summary.wall_time_source})"
@@ -315,10 +316,6 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 _UNKNOWN = "not recorded"
 _LABEL_WIDTH = 24
 _CELL_WIDTH = 12
-
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:

@@ -17,7 +17,8 @@ from sched_profiler.cli.command import (
 )
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
-from sched_profiler.whole_file import whole_file
+from sched_profiler.errors import counted
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -86,7 +87,7 @@ def _to_json(summary: Summary, findings: list[Finding], num_looked_at: int) -> s
 
 def _to_text(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
     count = len(findings)
-    heading = f"{count or 'no'} finding{'' if count == 1 else 's'}"
+    heading = counted(count, "finding") if count else "no findings"
     if num_looked_at < summary.num_batches:
         heading += f" in {num_looked_at:,} batches, which are spread evenly over each run"
     return "\n\n".join([str(summary), heading, *map(str, findings)])
@@ -116,6 +117,7 @@ def _write_files(folder: Path, digest: Digest, data: str) -> list[Path]:
         "schedule_against_model_run.png": plots.plot_schedule_against_model_run,
     }
     written = []
+    check_output(*(folder / name for name in (*charts, "summary.json")))
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in charts.items():

@@ -64,7 +64,7 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 def count(text: str) -> int:
     """Return the number of things that an argument says."""
     if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected a whole one from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be; expected a whole number from 0 on")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from sched_profiler.cli.command import Command, add_json, add_skip_invalid, need
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
 from sched_profiler.errors import printable
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,13 +94,15 @@ def _write_files(
     with needing("--out", "analysis"):
         from sched_profiler.analysis import plot_comparison  # noqa: PLC0415 - an extra
 
+    written = [folder / "compare.png", folder / "compare.json"]
+    check_output(*written)
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "compare.png") as path:
+        with whole_file(written[0]) as path:
             plot_comparison(sides, comparison).savefig(path, format="png", dpi=100)
-        with whole_file(folder / "compare.json") as path:
+        with whole_file(written[1]) as path:
             path.write_text(comparison.to_json() + "\n", encoding="utf-8")
-    return [folder / "compare.png", folder / "compare.json"]
+    return written
 
 
 COMMAND = Command(

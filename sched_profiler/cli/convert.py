@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
+from sched_profiler.errors import counted
+from sched_profiler.log_names import MANIFEST_SUFFIX
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +21,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="a file; or a folder, if it is there or ends with /, for a file for each run and rank",
+        help="a file, such as run.parquet; or a folder, if it is there or ends with /, for a file "
+        "for each run and rank",
     )
     add_skip_invalid(parser)
 
@@ -32,7 +35,7 @@ def _run(options: argparse.Namespace) -> bool:
             *options.logs, out=options.out, skip_invalid=options.skip_invalid, progress=advance
         )
     left_out = [
-        f"{number} {kind} lines left out"
+        counted(number, f"{kind} line") + " left out"
         for number, kind in (
             (done.num_skipped_lines, "invalid"),
             (done.num_half_written_lines, "half-written"),
@@ -40,8 +43,19 @@ def _run(options: argparse.Namespace) -> bool:
         if number
     ]
     files = str(done.files[0]) if len(done.files) == 1 else f"{len(done.files)} files"
-    beside = [f"{len(done.companions)} manifests and request traces beside"] * bool(done.companions)
-    say("; ".join([f"{done.num_records} records in {files}", *beside, *left_out]))
+    num_manifests = sum(path.name.endswith(MANIFEST_SUFFIX) for path in done.companions)
+    beside = [
+        counted(number, what)
+        for number, what in (
+            (num_manifests, "manifest"),
+            (len(done.companions) - num_manifests, "request trace"),
+        )
+        if number
+    ]
+    told = [f"{counted(done.num_records, 'record')} in {files}"]
+    if beside:
+        told.append(f"{' and '.join(beside)} beside")
+    say("; ".join([*told, *left_out]))
     return True
 
 

@@ -16,7 +16,7 @@ from sched_profiler.cli.command import (
 )
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -63,13 +63,15 @@ def _write_files(folder: Path, df: pd.DataFrame, model: StepTimeModel) -> list[P
     with needing("--out", "analysis"):
         from sched_profiler.analysis import plot_residuals  # noqa: PLC0415 - an extra
 
+    written = [folder / "step_time_model.json", folder / "step_time_model.png"]
+    check_output(*written)
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "step_time_model.json") as path:
+        with whole_file(written[0]) as path:
             path.write_text(model.to_json() + "\n", encoding="utf-8")
-        with whole_file(folder / "step_time_model.png") as path:
+        with whole_file(written[1]) as path:
             plot_residuals(df, model).savefig(path, format="png", dpi=100)
-    return [folder / "step_time_model.json", folder / "step_time_model.png"]
+    return written
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ import attrs
 
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
+from sched_profiler.errors import counted
 from sched_profiler.reader import Tally
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def read(options: argparse.Namespace, told: Mapping[str, int] | None = None) -> 
         *options.logs, skip_invalid=options.skip_invalid, tally=of_requests
     )
     if skipped := df.attrs["num_skipped_lines"] + of_requests.num_skipped_lines:
-        say(f"{skipped} invalid lines left out", stream=sys.stderr)
+        say(counted(skipped, "invalid line") + " left out", stream=sys.stderr)
     run = find_run(df, manifests, requests_of_runs, told=told, arrivals=given or ())
     if given is not None:
         return Recorded(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing, writing
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -40,6 +40,7 @@ def _run(options: argparse.Namespace) -> bool:
         from sched_profiler import analysis  # noqa: PLC0415 - an extra
 
         write_report = analysis.write_report
+    check_output(options.output, logs=options.logs)
     with progress("reading") as advance:
         digest = analysis.scan(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     df = None

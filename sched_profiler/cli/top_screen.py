@@ -10,7 +10,7 @@ import attrs
 from rich.cells import set_cell_size
 from rich.text import Text
 
-from sched_profiler.errors import printable
+from sched_profiler.errors import counted, printable
 from sched_profiler.window import (
     DURATIONS,
     NUM_SLICES,
@@ -107,7 +107,7 @@ def _head(window: Window, status: Status) -> list[Text]:
     lanes = window.shown_lanes()
     num_runs = len({lane.run_id for lane in lanes})
     state = Text(f"last {_duration(min(window.everything.span_s, window.seconds))}: ")
-    state.append(f"{_plural(num_runs, 'run')}, {_plural(len(lanes), 'engine')}")
+    state.append(f"{counted(num_runs, 'run')}, {counted(len(lanes), 'engine')}")
     quiet_s, age_s = window.quiet_s or 0.0, window.age_s or 0.0
     if not window.slides and age_s >= 1:
         state.append(f"; up to the newest batch, {_duration(age_s)} ago", style="yellow")
@@ -124,12 +124,13 @@ def _waiting(status: Status, width: int) -> list[Text]:
 
 
 def _foot(window: Window, status: Status) -> list[Text]:
+    num_left_out = status.num_left_out + window.num_refused
     lost = (
-        (window.num_missing, "batches missing"),
-        (window.num_dropped, "records dropped by the engine"),
-        (status.num_left_out + window.num_refused, "lines left out"),
+        (window.num_missing, counted(window.num_missing, "batch", "batches") + " missing"),
+        (window.num_dropped, counted(window.num_dropped, "record") + " dropped by the engine"),
+        (num_left_out, counted(num_left_out, "line") + " left out"),
     )
-    told = ", ".join(f"{number:,} {what}" for number, what in lost if number)
+    told = ", ".join(words for number, words in lost if number)
     line = Text("lost: ", style="bold")
     lines = [Text(), line.append(told or "nothing", style="red" if told else "not bold")]
     if status.last_invalid is not None:
@@ -334,10 +335,6 @@ def _slow_row(batch: BatchRecord, end: float) -> list[str]:
 def _chunks(sizes: Sequence[int]) -> str:
     """Return how many requests there are, and how many tokens of them."""
     return f"{len(sizes)}:{sum(sizes):,}" if sizes else "0"
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 _FEW, _MANY = 99.95, 1e6

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sched_profiler.cli.command import Command, add_logs, add_skip_invalid, needing, writing
 from sched_profiler.cli.progress import progress
 from sched_profiler.cli.terminal import say
-from sched_profiler.whole_file import whole_file
+from sched_profiler.whole_file import check_output, whole_file
 
 if TYPE_CHECKING:
     import argparse
@@ -33,6 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> bool:
     with needing("trace", "analysis"):
         from sched_profiler.analysis import load, write_trace  # noqa: PLC0415 - an extra
+    check_output(options.output, logs=options.logs)
     with progress("reading") as advance:
         df = load(*options.logs, skip_invalid=options.skip_invalid, progress=advance)
     with (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sched_profiler.cli.command import Command
 from sched_profiler.cli.terminal import say
+from sched_profiler.errors import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +28,7 @@ def _run(options: argparse.Namespace) -> bool:
     is_fine = True
     for left in upload_folder(options.folder, options.to):
         problem = f"; the rest stays: {left.problem}" if left.problem else ""
-        say(f"{left.run}: {left.num_uploaded} parts uploaded{problem}")
+        say(f"{left.run}: {counted(left.num_uploaded, 'part')} uploaded{problem}")
         is_fine = is_fine and left.problem is None
     return is_fine
 

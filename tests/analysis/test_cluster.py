@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import re
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 from distributed import LocalCluster
 from synthetic import batch, records, write_log
+from test_cli import run
 from test_stream import assert_same, assert_same_charts
 
 from sched_profiler.analysis import cluster, find_anomalies, scan, summarize
@@ -131,7 +134,9 @@ def test_a_run_without_a_name_goes_on_in_the_next_part(
     assert_same(summarize(digest), summarize(scan(log)))
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x"])
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "nonsense://x:1", "foo", ""]
+)
 def test_a_cluster_that_is_not_there_is_an_error(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,3 +144,24 @@ def test_a_cluster_that_is_not_there_is_an_error(
     monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT_S", 1)
     with pytest.raises(SettingError, match=rf"no Dask cluster at {address} \(.*tcp://host:8786"):
         cluster.connect(address)
+
+
+def test_a_cluster_is_reached_where_a_loop_runs(address: str) -> None:
+    """As in a notebook."""
+
+    async def cell() -> int:
+        with cluster.connect(address) as client:
+            return len(client.scheduler_info()["workers"])
+
+    assert asyncio.run(cell()) == 2
+
+
+def test_the_command_ends_when_there_is_no_cluster(tmp_path: Path) -> None:
+    """With one line, and nothing follows it while the interpreter ends."""
+    log = write_log(tmp_path / "run.jsonl", records(3))
+    done = run("-m", "sched_profiler", "analyze", log, "--dask", "foo")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"sched-profiler: no Dask cluster at foo \(missing port number.*\); give the .*\n",
+        done.stderr,
+    )

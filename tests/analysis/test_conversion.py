@@ -117,7 +117,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: Capture) -> None
     log.write_bytes(log.read_bytes() + b'{"half')
     assert main(["convert", str(log), str(tmp_path / "x.parquet")]) == 0
     assert capsys.readouterr().out == (
-        f"3 records in {tmp_path / 'x.parquet'}; 1 half-written lines left out\n"
+        f"3 records in {tmp_path / 'x.parquet'}; 1 half-written line left out\n"
     )
     (tmp_path / "empty.jsonl").touch()
     assert main(["convert", str(tmp_path / "empty.jsonl"), str(tmp_path / "y.parquet")]) == 2
@@ -142,12 +142,12 @@ def test_what_stands_beside_a_log_goes_with_it(tmp_path: Path, capsys: Capture) 
     for out in (tmp_path / "pq" / "one.parquet", tmp_path / "all"):
         out.parent.mkdir(exist_ok=True)
         assert main(["convert", str(log), f"{out}/" if out.name == "all" else str(out)]) == 0
-        assert "; 2 manifests and request traces beside\n" in capsys.readouterr().out
+        assert "; 1 manifest and 1 request trace beside\n" in capsys.readouterr().out
         folder = tmp_path / out.relative_to(tmp_path).parts[0]
         assert load_requests(folder) == {("r1", 0): requests}
         assert main(["verify", str(folder)]) == 0
         # As its manifest says: it goes on, or was killed.
-        assert capsys.readouterr().out.endswith(" none\n")
+        assert " none\n" in capsys.readouterr().out
         assert "a fit needs 100" in failure(capsys, "tune", folder)
         assert len(pd.read_parquet(out)) == 30
     out = tmp_path / "again"
@@ -178,7 +178,7 @@ def test_a_damaged_request_trace_can_be_converted_in_part(tmp_path: Path, capsys
     out = tmp_path / "out.parquet"
     assert "--skip-invalid goes on" in failure(capsys, "convert", log, out)
     assert main(["convert", str(log), str(out), "--skip-invalid"]) == 0
-    assert "; 1 invalid lines left out; 1 half-written lines left out\n" in capsys.readouterr().out
+    assert "; 1 invalid line left out; 1 half-written line left out\n" in capsys.readouterr().out
     assert len(load_requests(out)["r1", 0]) == 1
 
 

@@ -35,6 +35,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
     started.kill()
 
 
+def test_a_store_that_cannot_be_reached_is_told_with_what_to_check(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the client of the storage makes of it."""
+    assert main(["verify", "http://127.0.0.1:9/run.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sched-profiler: http://127.0.0.1:9/run.jsonl: ")
+    assert error.endswith(
+        "; check the URL, the network, and the credentials that the client of "
+        "this storage looks for\n"
+    )
+
+
 def test_logs_in_a_bucket_are_read_whatever_they_are_made_of(
     server: S3Server, tmp_path: Path
 ) -> None:

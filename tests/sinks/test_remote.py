@@ -22,7 +22,7 @@ from s3_server import S3Server
 from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, SettingError
 from sched_profiler.cli import main
 from sched_profiler.doctor import Surroundings, examine
-from sched_profiler.errors import UploadError
+from sched_profiler.errors import UploadError, counted
 from sched_profiler.reader import read_records
 from sched_profiler.sinks import remote
 from sched_profiler.store import Store
@@ -319,7 +319,7 @@ def test_what_a_store_refuses_stays_in_the_spool_until_upload_is_told_where_to( 
     fsspec.filesystem("s3").clear_instance_cache()
     target = f"s3://bucket/rescued/{profiler.run_id}/"
     assert main(["upload", str(tmp_path), "--to", target]) == 0
-    assert f"{len(left)} parts uploaded" in capsys.readouterr().out
+    assert f"{counted(len(left), 'part')} uploaded" in capsys.readouterr().out
     assert is_empty(tmp_path)
     assert len(list(read_records(target))) == 100
 
@@ -467,7 +467,7 @@ def test_what_a_killed_engine_left_is_uploaded_by_the_command(
         time.sleep(0.5)
         one.killed()
     assert main(["upload", str(tmp_path)]) == 0
-    assert "1 parts uploaded\n" in capsys.readouterr().out
+    assert "1 part uploaded\n" in capsys.readouterr().out
     assert is_empty(tmp_path)
     (run,) = verify("s3://bucket/command/").runs
     assert run.num_missing == 0
