@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,8 +31,6 @@ Verdict = Literal["better", "worse", "higher", "lower", "within noise", "unknown
 
 _MS_PER_S = 1_000.0
 _NUM_BINS = 1_024
-_FEWEST = 32
-"""Fewer batches than this have no halves to speak of."""
 
 
 @attrs.frozen(kw_only=True)
@@ -43,7 +42,8 @@ class Metric:
     better: Literal["higher", "lower"] | None
     kind: Literal["ratio", "share", "count"] = "ratio"
     """The change of a `share`, from 0 to 1, and of a `count`, which may be 0, is a difference; that
-    of a `ratio` is the ratio of both values less 1."""
+    of a `ratio` is the ratio of both values less 1. Ratios are judged by their logarithms, so that
+    twice and half are as far from 1."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,10 +78,13 @@ class Difference:
     change: Estimate
     """See `Metric.kind`."""
     noise_floor: float
-    """How much the halves of the first side differ from each other, in the same measure."""
+    """How much the halves of a side differ from each other, in the mean of both sides. In the same
+    measure and direction as the change: a factor of 2 is 1.0 beside a change above 0, and 0.5
+    beside one below."""
     verdict: Verdict
     """`within noise` if the interval holds 0 or the change is not above the noise floor; `higher`
-    and `lower` where neither is better; `unknown` where there is too little to tell."""
+    and `lower` where neither is better; `unknown` where a ratio is to 0. With the sides exchanged
+    it is the opposite."""
 
 
 @attrs.frozen(kw_only=True)
@@ -188,18 +191,15 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
             )
     series = {label: _Series.of(df) for label, df in sides.items()}
     edges = _bin_edges(list(series.values()))
-    samples = {
-        label: _Sample.of(one, edges, seed) for seed, (label, one) in enumerate(series.items())
-    }
+    # What is drawn of a side must not depend on its place among the sides.
+    ordered = sorted(series, key=lambda label: series[label].fingerprint())
+    samples = {label: _Sample.of(one, edges, ordered.index(label)) for label, one in series.items()}
     described = [
         _side(label, sides[label], sample, confidence) for label, sample in samples.items()
     ]
     (_, first), *others = samples.items()
-    floor = _noise_floor(next(iter(series.values())))
     differences = [
-        _difference(
-            metric, (label, other), first, noise_floor=floor[metric.name], confidence=confidence
-        )
+        _difference(metric, label, (first, other), confidence)
         for label, other in others
         for metric in METRICS
         if np.isfinite(first.metrics[metric.name]) and np.isfinite(other.metrics[metric.name])
@@ -249,6 +249,13 @@ class _Series:
             },
         )
 
+    def fingerprint(self) -> bytes:
+        """Return what is the same for the same numbers."""
+        found = hashlib.sha256(self.run.tobytes())
+        for values in (*self.sums.values(), *(times for times, _ in self.times.values())):
+            found.update(np.ascontiguousarray(values).tobytes())
+        return found.digest()
+
     def part(self, rows: Ints) -> _Series:
         """Return the same of some batches."""
         return _Series(
@@ -287,12 +294,14 @@ def _weighted_quantile(times: Floats, weights: Floats, share: float) -> float:
 
 @attrs.frozen(eq=False)
 class _Sample:
-    """The metrics of one side, and of each draw of its blocks."""
+    """The metrics of one side, of each draw of its blocks, and how far it is from itself."""
 
     batches_per_block: int
     num_blocks: int
     metrics: dict[str, float]
     drawn: dict[str, Floats]
+    noise: dict[str, float]
+    """See `_noise_of`."""
 
     @classmethod
     def of(cls, series: _Series, edges: dict[str, Floats], seed: int) -> _Sample:
@@ -318,7 +327,7 @@ class _Sample:
                     whole_run = quantiles(histogram.sum(axis=0, keepdims=True), bins, share)[0]
                     with np.errstate(divide="ignore", invalid="ignore"):
                         drawn[metric] = metrics[metric] * quantiles(totals, bins, share) / whole_run
-        return cls(each, num_blocks, metrics, drawn)
+        return cls(each, num_blocks, metrics, drawn, _noise_of(series))
 
 
 def _length(series: _Series) -> int:
@@ -369,25 +378,34 @@ def _histogram(
     return np.asarray(counts.reshape(num_blocks, _NUM_BINS))
 
 
-def _noise_floor(first: _Series) -> dict[str, float]:
-    """Return how much the first and the second half of a side differ, in each metric."""
-    rows = [np.flatnonzero(first.run == number) for number in np.unique(first.run)]
+def _noise_of(side: _Series) -> dict[str, float]:
+    """Return how far the first and the second half of a side are apart, in each metric."""
+    rows = [np.flatnonzero(side.run == number) for number in np.unique(side.run)]
     halves = [
-        first.part(np.concatenate([part[: len(part) // 2] for part in rows])),
-        first.part(np.concatenate([part[len(part) // 2 :] for part in rows])),
+        side.part(np.concatenate([part[: len(part) // 2] for part in rows])),
+        side.part(np.concatenate([part[len(part) // 2 :] for part in rows])),
     ]
     one, two = (half.metrics() for half in halves)
     return {
-        metric.name: abs(_change(metric, np.array(two[metric.name]), one[metric.name]))
+        metric.name: abs(float(_distance(metric, two[metric.name], one[metric.name])))
         for metric in METRICS
     }
 
 
-def _change(metric: Metric, value: Floats, base: Any) -> Any:
+def _distance(metric: Metric, value: Any, base: Any) -> Any:
+    """Return how far a value is from another: the same the other way round but for the sign."""
     if metric.kind != "ratio":
-        return value - base
+        return np.subtract(value, base)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return value / np.asarray(base, dtype=np.float64) - 1.0
+        return np.log(value) - np.log(base)
+
+
+def _change(metric: Metric, distance: float) -> float:
+    """Return a distance as it is told: see `Metric.kind`."""
+    if metric.kind != "ratio":
+        return distance
+    with np.errstate(over="ignore"):
+        return float(np.expm1(distance))
 
 
 def _side(label: str, df: pd.DataFrame, sample: _Sample, confidence: float) -> Side:
@@ -408,35 +426,32 @@ def _side(label: str, df: pd.DataFrame, sample: _Sample, confidence: float) -> S
 
 
 def _difference(
-    metric: Metric,
-    side: tuple[str, _Sample],
-    first: _Sample,
-    *,
-    noise_floor: float,
-    confidence: float,
+    metric: Metric, label: str, sides: tuple[_Sample, _Sample], confidence: float
 ) -> Difference:
-    label, other = side
+    first, other = sides
     name = metric.name
-    value = float(_change(metric, np.array(other.metrics[name]), first.metrics[name]))
-    drawn = _change(metric, other.drawn[name], first.drawn[name])
-    fewest = min(first.num_blocks, other.num_blocks)
-    low, high = interval(drawn, value, fewest, confidence)
-    change = Estimate(value=value, low=low, high=high)
+    value = float(_distance(metric, other.metrics[name], first.metrics[name]))
+    drawn = _distance(metric, other.drawn[name], first.drawn[name])
+    low, high = interval(drawn, value, min(first.num_blocks, other.num_blocks), confidence)
+    # Farther apart than that, the halves of one side are clear of those of the other.
+    floor = (first.noise[name] + other.noise[name]) / 2
     return Difference(
         metric=name,
         side=label,
-        change=change,
-        noise_floor=noise_floor,
-        verdict=_verdict(metric, change, noise_floor),
+        change=Estimate(
+            value=_change(metric, value), low=_change(metric, low), high=_change(metric, high)
+        ),
+        noise_floor=abs(_change(metric, math.copysign(floor, value))),
+        verdict=_verdict(metric, Estimate(value=value, low=low, high=high), floor),
     )
 
 
-def _verdict(metric: Metric, change: Estimate, noise_floor: float) -> Verdict:
-    if not (math.isfinite(change.low) and math.isfinite(change.high)):
+def _verdict(metric: Metric, distance: Estimate, floor: float) -> Verdict:
+    if not (math.isfinite(distance.low) and math.isfinite(distance.high)):
         return "unknown"
-    if change.low <= 0.0 <= change.high or not abs(change.value) > noise_floor:
+    if distance.low <= 0.0 <= distance.high or not abs(distance.value) > floor:
         return "within noise"
-    direction: Literal["higher", "lower"] = "higher" if change.value > 0 else "lower"
+    direction: Literal["higher", "lower"] = "higher" if distance.value > 0 else "lower"
     if metric.better is None:
         return direction
     return "better" if direction == metric.better else "worse"
