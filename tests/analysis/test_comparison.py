@@ -248,8 +248,32 @@ def test_sides_are_called_by_the_settings_in_which_they_differ(usual: pd.DataFra
         "one": "max_num_batched_tokens=256, max_num_seqs=128",
         "two": "max_num_batched_tokens=2048, max_num_seqs=64",
     }
-    assert label_sides({"one": (a, [small]), "two": (none, [large])})["two"] == "two"
+    without = {"one": (a, [small]), "two": (none, [large])}
+    assert label_sides(without) == {"one": "one", "two": "two"}
     assert label_sides({"one": (a, [small]), "two": (a, [small])}) == {"one": "one", "two": "two"}
     labels = label_sides({"1": (a, [small]), "2": (b, [large]), "3": (b, [large])})
     assert labels["3"] == "3: max_num_batched_tokens=2048, max_num_seqs=64"
     assert len(set(labels.values())) == 3
+
+
+def test_sides_that_differ_in_much_have_short_labels(usual: pd.DataFrame) -> None:
+    """The settings of the scheduler come first."""
+    manifest = attrs.evolve(SimulatedEngine().manifest(), run_id="a", model="small")
+    other = attrs.evolve(
+        manifest,
+        run_id="b",
+        model="/models/" + "deep/" * 50 + "large",
+        engine_version="0",
+        max_num_batched_tokens=1,
+        max_num_seqs=2,
+        block_size=7,
+    )
+    a, b = (usual.assign(run_id=name) for name in "ab")
+    labels = label_sides({"one": (a, [manifest]), "two": (b, [other])})
+    assert labels["two"] == "max_num_batched_tokens=1, max_num_seqs=2, block_size=7, …"
+    assert labels["one"].endswith(", …")
+    named = attrs.evolve(manifest, run_id="b", model=other.model)
+    assert label_sides({"one": (a, [manifest]), "two": (b, [named])}) == {
+        "one": "model=small",
+        "two": "model=…/deep/deep/deep/deep/deep/large",
+    }
