@@ -11,13 +11,13 @@ import attrs
 import numpy as np
 
 from sched_profiler.analysis.bootstrap import block_length, blocks, draw, interval, quantiles
-from sched_profiler.analysis.columns import numbers, occupied_ms
+from sched_profiler.analysis.columns import numbers, occupied_ms, prefill_tokens
 from sched_profiler.analysis.markup import preformatted
 from sched_profiler.analysis.plain_data import plain
 from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -27,10 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Comparison", "Difference", "Estimate", "Metric", "Side", "compare"]
 
-Verdict = Literal["better", "worse", "higher", "lower", "within noise", "unknown"]
+Verdict = Literal["better", "worse", "higher", "lower", "within noise", "too short", "unknown"]
 
 _MS_PER_S = 1_000.0
 _NUM_BINS = 1_024
+_FEWEST_BATCHES = 100
+"""Fewer do not show for how long a side remembers, and have no P99: intervals mean nothing."""
+_FEWEST_BLOCKS = 30
+_SHARE_APART = 0.10
+_TIMES_APART = 2.0
+_SAME_TOKENS = 1.1
+"""Sides of about the same tokens have done the same work, in however many batches."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,8 +90,9 @@ class Difference:
     beside one below."""
     verdict: Verdict
     """`within noise` if the interval holds 0 or the change is not above the noise floor; `higher`
-    and `lower` where neither is better; `unknown` where a ratio is to 0. With the sides exchanged
-    it is the opposite."""
+    and `lower` where neither is better; `too short` instead of one of these four where a side has
+    fewer than 100 batches; `unknown` where a ratio is to 0. With the sides exchanged it is the
+    opposite."""
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +102,8 @@ class Comparison:
     confidence: float
     sides: list[Side]
     differences: list[Difference]
+    warnings: list[str]
+    """Why not to believe it: sides that are short, loads that differ. A sentence each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; what is not finite is None."""
@@ -107,6 +117,8 @@ class Comparison:
         """Return a table for each side that is compared with the first."""
         first, *others = self.sides
         parts = [_heading(self)]
+        if self.warnings:
+            parts.append("\n".join(f"warning: {warning}" for warning in self.warnings))
         for side in others:
             rows = [
                 _row(metric, first, side, difference)
@@ -204,7 +216,65 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
         for metric in METRICS
         if np.isfinite(first.metrics[metric.name]) and np.isfinite(other.metrics[metric.name])
     ]
-    return Comparison(confidence=confidence, sides=described, differences=differences)
+    return Comparison(
+        confidence=confidence,
+        sides=described,
+        differences=differences,
+        warnings=[*_short_sides(described), *_other_loads(series)],
+    )
+
+
+def _short_sides(sides: list[Side]) -> Iterator[str]:
+    for side in sides:
+        if side.num_batches < _FEWEST_BATCHES:
+            yield (
+                f"{side.label} is too short: {side.num_batches:,} batches of at least "
+                f"{_FEWEST_BATCHES}; let the engine run for longer"
+            )
+        elif side.num_blocks < _FEWEST_BLOCKS:
+            yield (
+                f"{side.label} is short: {side.num_blocks:,} blocks, and with fewer than "
+                f"{_FEWEST_BLOCKS} intervals may be too narrow; let the engine run for longer"
+            )
+
+
+def _other_loads(sides: dict[str, _Series]) -> Iterator[str]:
+    """Say which sides have other work than the first."""
+    (first_label, first), *others = ((label, _Load.of(one)) for label, one in sides.items())
+    for label, other in others:
+        if first.differs_from(other):
+            yield (
+                f"{first_label} and {label} have different loads: {first.tokens_per_batch:.4g} and "
+                f"{other.tokens_per_batch:.4g} tokens a batch, {first.prefill_share:.0%} and "
+                f"{other.prefill_share:.0%} of them prefill; what differs may be the work"
+            )
+
+
+@attrs.frozen
+class _Load:
+    """What a side had to do."""
+
+    tokens: float
+    tokens_per_batch: float
+    prefill_share: float
+
+    @classmethod
+    def of(cls, series: _Series) -> _Load:
+        tokens, prefill = _sum(series.sums["tokens"]), _sum(series.sums["prefill"])
+        return cls(tokens, _ratio(tokens, len(series.run)), _ratio(prefill, tokens))
+
+    def differs_from(self, other: _Load) -> bool:
+        """Tell whether it is other work; not by what is unknown."""
+        if abs(self.prefill_share - other.prefill_share) > _SHARE_APART:
+            return True
+        return (
+            _times(self.tokens_per_batch, other.tokens_per_batch) > _TIMES_APART
+            and _times(self.tokens, other.tokens) > _SAME_TOKENS
+        )
+
+
+def _times(one: float, other: float) -> float:
+    return max(_ratio(one, other), _ratio(other, one))
 
 
 @attrs.frozen(eq=False)
@@ -233,6 +303,7 @@ class _Series:
             sums={
                 "batches": one,
                 "tokens": tokens,
+                "prefill": prefill_tokens(df),
                 "generated": numbers(df, "num_generated_tokens"),
                 "wall_s": wall_s,
                 "idle_s": numbers(df, "idle_duration_ms") / _MS_PER_S,
@@ -296,6 +367,7 @@ def _weighted_quantile(times: Floats, weights: Floats, share: float) -> float:
 class _Sample:
     """The metrics of one side, of each draw of its blocks, and how far it is from itself."""
 
+    num_batches: int
     batches_per_block: int
     num_blocks: int
     metrics: dict[str, float]
@@ -327,7 +399,7 @@ class _Sample:
                     whole_run = quantiles(histogram.sum(axis=0, keepdims=True), bins, share)[0]
                     with np.errstate(divide="ignore", invalid="ignore"):
                         drawn[metric] = metrics[metric] * quantiles(totals, bins, share) / whole_run
-        return cls(each, num_blocks, metrics, drawn, _noise_of(series))
+        return cls(len(block), each, num_blocks, metrics, drawn, _noise_of(series))
 
 
 def _length(series: _Series) -> int:
@@ -442,15 +514,22 @@ def _difference(
             value=_change(metric, value), low=_change(metric, low), high=_change(metric, high)
         ),
         noise_floor=abs(_change(metric, math.copysign(floor, value))),
-        verdict=_verdict(metric, Estimate(value=value, low=low, high=high), floor),
+        verdict=_verdict(
+            metric,
+            Estimate(value=value, low=low, high=high),
+            floor,
+            is_short=min(first.num_batches, other.num_batches) < _FEWEST_BATCHES,
+        ),
     )
 
 
-def _verdict(metric: Metric, distance: Estimate, floor: float) -> Verdict:
+def _verdict(metric: Metric, distance: Estimate, floor: float, *, is_short: bool) -> Verdict:
     if not (math.isfinite(distance.low) and math.isfinite(distance.high)):
         return "unknown"
     if distance.low <= 0.0 <= distance.high or not abs(distance.value) > floor:
         return "within noise"
+    if is_short:
+        return "too short"
     direction: Literal["higher", "lower"] = "higher" if distance.value > 0 else "lower"
     if metric.better is None:
         return direction

@@ -161,6 +161,45 @@ def _noisy(seed: int, length: int) -> pd.DataFrame:
     )
 
 
+def test_a_short_side_has_a_warning_and_no_verdict(usual: pd.DataFrame) -> None:
+    """Whichever side it is; one of few blocks has a warning only."""
+    slower = usual.assign(schedule_duration_ms=usual["schedule_duration_ms"] * 100)
+    short = slower[:20]
+    for sides in ({"A": usual, "short": short}, {"short": short, "A": usual}):
+        comparison = compare(sides)
+        told = [one for one in comparison.warnings if one.startswith("short is")]
+        assert told == [
+            "short is too short: 20 batches of at least 100; let the engine run for longer"
+        ]
+        assert f"\nwarning: {told[0]}\n" in str(comparison)
+        assert set(comparison.to_dict()["warnings"]) >= set(told)
+        (verdict,) = (d.verdict for d in comparison.differences if d.metric == "schedule_ms_p50")
+        assert verdict == "too short"
+    few = compare({"A": usual, "few": slower[:150]})
+    assert any(one.startswith("few is short: 16 blocks, and ") for one in few.warnings)
+    assert verdicts(few, "few")["schedule_ms_p50"] == "worse"
+
+
+def test_enough_blocks_need_no_warning() -> None:
+    """As batches have that do not depend on each other."""
+    comparison = compare({"A": _noisy(1, 500), "B": _noisy(2, 500)})
+    assert comparison.warnings == []
+    assert "warning" not in str(comparison)
+
+
+def test_other_work_has_a_warning() -> None:
+    """By the share of prefill, and by tokens of a batch unless all tokens together are the same."""
+    df = _noisy(1, 500).assign(total_scheduled_tokens=40, num_prefill_tokens=10)
+    prefill = df.assign(num_prefill_tokens=20)
+    (warning,) = compare({"A": df, "B": prefill}).warnings
+    assert "A and B have different loads: 40 and 40 tokens a batch, 25% and 50%" in warning
+    larger = df.assign(total_scheduled_tokens=100, num_prefill_tokens=25)
+    (warning,) = compare({"A": df, "B": larger}).warnings
+    assert "40 and 100 tokens a batch" in warning
+    assert compare({"A": df, "B": larger[:200]}).warnings == []
+    assert compare({"A": df, "B": df.drop(columns="num_prefill_tokens")}).warnings == []
+
+
 def test_metrics_that_are_neither_good_nor_bad_are_higher_or_lower() -> None:
     """Such as how many tokens a batch holds; a queue that was empty before can grow."""
     few, many = (
