@@ -138,6 +138,26 @@ def test_a_queue_for_tokens_is_found(find: Find) -> None:
     assert "whole token budget" in finding.title
 
 
+def test_a_queue_for_several_reasons_says_how_much_each_has(find: Find) -> None:
+    """The largest comes first, and the remedy says what it costs."""
+    engine = SimulatedEngine(
+        setup=Setup(token_budget=160, max_num_seqs=40),
+        load=Load(requests_per_s=60, prompt_tokens=100, output_tokens=60),
+    )
+    finding = next(one for one in find(engine) if one.kind == "queue_blocked")
+    shares = {
+        reason: finding.numbers[f"blocked_by_{reason}_share"]
+        for reason in ("token_budget", "max_num_seqs")
+    }
+    assert all(0.05 < share < 0.95 for share in shares.values())
+    assert max(shares, key=lambda name: shares[name]) == "token_budget"
+    assert (
+        f"mostly ({shares['token_budget']:.0%} of that time) because batches use the whole token "
+        f"budget, {shares['max_num_seqs']:.0%} because max_num_seqs (40) are running"
+    ) in finding.title
+    assert "sched-profiler tune weighs" in finding.remedy
+
+
 def test_a_queue_for_nothing_that_is_known_says_so(tmp_path: Path) -> None:
     """Structured output, for one, holds requests back without a limit of the scheduler."""
     log = list(records(300, max_num_seqs=1000))
@@ -217,6 +237,7 @@ def test_prefills_that_hold_decodes_up_are_found(find: Find) -> None:
     assert finding.numbers["times_as_long_p50"] > 2
     truth = engine.times.per_prefill_token * finding.numbers["prefill_tokens_p50"]
     assert finding.numbers["extra_ms_p50"] == pytest.approx(truth, rel=0.2)
+    assert "sched-profiler tune weighs" in finding.remedy
 
 
 @pytest.mark.parametrize("number", [2, 4])
