@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,6 +77,20 @@ def test_schedule_times_that_stand_out_are_found(find: Find) -> None:
     assert finding.numbers["num_spikes"] == len(in_sight)
     assert f"in {len(in_sight)} of 1,990 batches" in finding.title
     assert finding.numbers["spike_ms_p50"] == pytest.approx(10, rel=0.25)
+    assert "period_batches" not in finding.numbers
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_spikes_at_a_constant_distance_are_said_to_be(busy: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Also between others, and where the machine holds up the model as often."""
+    times = Times(hiccups_per_s=5) if busy else Times()
+    df = pd.DataFrame([attrs.asdict(record) for record in SimulatedEngine(times=times).run(2000)])
+    df.loc[7::40, "schedule_duration_ms"] += 10
+    df.loc[[75, 333, 700, 1001], "schedule_duration_ms"] += 10
+    (finding,) = (one for one in find_anomalies(df) if one.kind == "schedule_spikes")
+    assert finding.numbers["period_batches"] == 40
+    assert " of them every 40 batches; " in finding.title
+    assert finding.remedy.startswith("Look for what counts to 40 ")
 
 
 def test_spikes_no_more_frequent_than_those_of_the_machine_are_not_found(find: Find) -> None:
