@@ -474,9 +474,9 @@ def test_slow_shows_the_slow_batches(tmp_path: Path, capsys: Capture) -> None:
     assert first.splitlines()[0] == "batch 50 of run 0, at 0.500 s, over the limit in schedule"
     assert "0 prefill (0 tokens), 9 decode (9 tokens); 9 running, 0 waiting" in first
     assert "  who     a, b, c, d, e, f, g, h, ..." in first
-    assert "schedule 12.5 (usual 1, z +575.0)" in first
+    assert "schedule 12.5 (usual 1, z +575)" in first
     assert "9 prefill (576 tokens: 64, 64, 64, 64, 64, 64, 64, 64, ...)" in second
-    assert second.endswith("nothing like it in its run to compare with\n")
+    assert second.endswith("  nothing to compare with: no other of its run holds about the same\n")
 
 
 def test_slow_as_data_and_with_nothing_slow(log: Path, capsys: Capture) -> None:
