@@ -102,7 +102,7 @@ def coverage(rho: float, length: int, trials: int) -> dict[str, Any]:
 
 def holds_one(first: Statistic, second: Statistic) -> bool:
     """Tell whether the interval of the ratio holds 1."""
-    value, drawn = second[0] / first[0] - 1, second[1] / first[1] - 1
+    value, drawn = math.log(second[0] / first[0]), np.log(second[1] / first[1])
     low, high = interval(drawn, value, min(first[2], second[2]), _CONFIDENCE)
     return low <= 0 <= high
 

@@ -94,10 +94,32 @@ def test_analyze_says_how_much_of_a_long_log_its_findings_are_about(
     assert json.loads(capsys.readouterr().out)["num_batches_looked_at"] == 1_024
 
 
-def test_analyze_says_that_nothing_is_wrong(log: Path, capsys: Capture) -> None:
+def test_analyze_says_that_nothing_is_wrong(tmp_path: Path, capsys: Capture) -> None:
     """Silence could mean anything."""
+    log = write_log(tmp_path / "run.jsonl", SimulatedEngine().run(300))
     assert main(["analyze", str(log)]) == 0
     assert capsys.readouterr().out.endswith("\n\nno findings\n")
+
+
+def test_analyze_says_of_which_runs_it_cannot_tell(tmp_path: Path, capsys: Capture) -> None:
+    """No findings in too few batches are no good news."""
+    short, long = (
+        str(write_log(tmp_path / f"{number}.jsonl", SimulatedEngine(run_id=f"r{number}").run(n)))
+        for number, n in enumerate((109, 110))
+    )
+    for logs, said, count in (
+        ([short], "no findings: too short to tell, with fewer than 110 batches\n", 1),
+        (
+            [short, long],
+            "no findings: 1 of 2 runs are too short to tell, with fewer than 110 batches\n",
+            1,
+        ),
+        ([long], "no findings\n", 0),
+    ):
+        assert main(["analyze", *logs]) == 0
+        assert capsys.readouterr().out.endswith(f"\n\n{said}")
+        assert main(["analyze", *logs, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_runs_too_short"] == count
 
 
 def test_several_logs_are_taken_together(log: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -452,9 +474,9 @@ def test_slow_shows_the_slow_batches(tmp_path: Path, capsys: Capture) -> None:
     assert first.splitlines()[0] == "batch 50 of run 0, at 0.500 s, over the limit in schedule"
     assert "0 prefill (0 tokens), 9 decode (9 tokens); 9 running, 0 waiting" in first
     assert "  who     a, b, c, d, e, f, g, h, ..." in first
-    assert "schedule 12.5 (usual 1, z +575.0)" in first
+    assert "schedule 12.5 (usual 1, z +575)" in first
     assert "9 prefill (576 tokens: 64, 64, 64, 64, 64, 64, 64, 64, ...)" in second
-    assert second.endswith("nothing like it in its run to compare with\n")
+    assert second.endswith("  nothing to compare with: no other of its run holds about the same\n")
 
 
 def test_slow_as_data_and_with_nothing_slow(log: Path, capsys: Capture) -> None:

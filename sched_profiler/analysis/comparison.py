@@ -16,7 +16,7 @@ from sched_profiler.analysis.run_metrics import METRICS, QUANTILES, RATIOS, Seri
 from sched_profiler.errors import LogError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Difference", "Estimate", "Side", "compare"]
 
-Verdict = Literal["better", "worse", "higher", "lower", "within noise", "unknown"]
+Verdict = Literal["better", "worse", "higher", "lower", "within noise", "too short", "unknown"]
 
 _NUM_BINS = 1_024
+_FEWEST_BATCHES = 100
+"""Fewer do not show for how long a side remembers, and have no P99: intervals mean nothing."""
+_FEWEST_BLOCKS = 30
+_SHARE_APART = 0.10
+_TIMES_APART = 2.0
+_SAME_TOKENS = 1.1
+"""Sides of about the same tokens have done the same work, in however many batches."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,10 +72,14 @@ class Difference:
     change: Estimate
     """See `Metric.kind`."""
     noise_floor: float
-    """How much the halves of the first side differ from each other, in the same measure."""
+    """How much the halves of a side differ from each other, in the mean of both sides. In the same
+    measure and direction as the change: a factor of 2 is 1.0 beside a change above 0, and 0.5
+    beside one below."""
     verdict: Verdict
     """`within noise` if the interval holds 0 or the change is not above the noise floor; `higher`
-    and `lower` where neither is better; `unknown` where there is too little to tell."""
+    and `lower` where neither is better; `too short` instead of one of these four where a side has
+    fewer than 100 batches; `unknown` where a ratio is to 0. With the sides exchanged it is the
+    opposite."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +89,8 @@ class Comparison:
     confidence: float
     sides: list[Side]
     differences: list[Difference]
+    warnings: list[str]
+    """Why not to believe it: sides that are short, loads that differ. A sentence each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; what is not finite is None."""
@@ -91,6 +104,8 @@ class Comparison:
         """Return a table for each side that is compared with the first."""
         first, *others = self.sides
         parts = [_heading(self)]
+        if self.warnings:
+            parts.append("\n".join(f"warning: {warning}" for warning in self.warnings))
         for side in others:
             rows = [
                 _row(metric, first, side, difference)
@@ -135,33 +150,78 @@ def compare(sides: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> C
             )
     series = {label: Series.of(df) for label, df in sides.items()}
     edges = _bin_edges(list(series.values()))
-    samples = {
-        label: _Sample.of(one, edges, seed) for seed, (label, one) in enumerate(series.items())
-    }
+    # What is drawn of a side must not depend on its place among the sides.
+    ordered = sorted(series, key=lambda label: series[label].fingerprint())
+    samples = {label: _Sample.of(one, edges, ordered.index(label)) for label, one in series.items()}
     described = [
         _side(label, sides[label], sample, confidence) for label, sample in samples.items()
     ]
     (_, first), *others = samples.items()
-    floor = _noise_floor(next(iter(series.values())))
     differences = [
-        _difference(
-            metric, (label, other), first, noise_floor=floor[metric.name], confidence=confidence
-        )
+        _difference(metric, label, (first, other), confidence)
         for label, other in others
         for metric in METRICS
         if np.isfinite(first.metrics[metric.name]) and np.isfinite(other.metrics[metric.name])
     ]
-    return Comparison(confidence=confidence, sides=described, differences=differences)
+    return Comparison(
+        confidence=confidence,
+        sides=described,
+        differences=differences,
+        warnings=[*_short_sides(described), *_other_loads(series)],
+    )
+
+
+def _short_sides(sides: list[Side]) -> Iterator[str]:
+    for side in sides:
+        if side.num_batches < _FEWEST_BATCHES:
+            yield (
+                f"{side.label} is too short: {side.num_batches:,} batches of at least "
+                f"{_FEWEST_BATCHES}; let the engine run for longer"
+            )
+        elif side.num_blocks < _FEWEST_BLOCKS:
+            yield (
+                f"{side.label} is short: {side.num_blocks:,} blocks, and with fewer than "
+                f"{_FEWEST_BLOCKS} intervals may be too narrow; let the engine run for longer"
+            )
+
+
+def _other_loads(sides: dict[str, Series]) -> Iterator[str]:
+    """Say which sides have other work than the first."""
+    (first_label, first), *others = sides.items()
+    for label, other in others:
+        if _is_other_work(first, other):
+            yield (
+                f"{first_label} and {label} have different loads: {first.tokens_per_batch:.4g} and "
+                f"{other.tokens_per_batch:.4g} tokens a batch, {first.prefill_share:.0%} and "
+                f"{other.prefill_share:.0%} of them prefill; what differs may be the work"
+            )
+
+
+def _is_other_work(one: Series, other: Series) -> bool:
+    """Tell whether two sides had other work to do; not by what is unknown."""
+    if abs(one.prefill_share - other.prefill_share) > _SHARE_APART:
+        return True
+    return (
+        _times(one.tokens_per_batch, other.tokens_per_batch) > _TIMES_APART
+        and _times(one.tokens, other.tokens) > _SAME_TOKENS
+    )
+
+
+def _times(one: float, other: float) -> float:
+    return max(one / other, other / one) if one and other else math.nan
 
 
 @attrs.frozen(eq=False)
 class _Sample:
-    """The metrics of one side, and of each draw of its blocks."""
+    """The metrics of one side, of each draw of its blocks, and how far it is from itself."""
 
+    num_batches: int
     batches_per_block: int
     num_blocks: int
     metrics: dict[str, float]
     drawn: dict[str, Floats]
+    noise: dict[str, float]
+    """See `_noise_of`."""
 
     @classmethod
     def of(cls, series: Series, edges: dict[str, Floats], seed: int) -> _Sample:
@@ -187,7 +247,7 @@ class _Sample:
                     whole_run = quantiles(histogram.sum(axis=0, keepdims=True), bins, share)[0]
                     with np.errstate(divide="ignore", invalid="ignore"):
                         drawn[metric] = metrics[metric] * quantiles(totals, bins, share) / whole_run
-        return cls(each, num_blocks, metrics, drawn)
+        return cls(len(block), each, num_blocks, metrics, drawn, _noise_of(series))
 
 
 def _length(series: Series) -> int:
@@ -238,25 +298,34 @@ def _histogram(
     return np.asarray(counts.reshape(num_blocks, _NUM_BINS))
 
 
-def _noise_floor(first: Series) -> dict[str, float]:
-    """Return how much the first and the second half of a side differ, in each metric."""
-    rows = [np.flatnonzero(first.run == number) for number in np.unique(first.run)]
+def _noise_of(side: Series) -> dict[str, float]:
+    """Return how far the first and the second half of a side are apart, in each metric."""
+    rows = [np.flatnonzero(side.run == number) for number in np.unique(side.run)]
     halves = [
-        first.part(np.concatenate([part[: len(part) // 2] for part in rows])),
-        first.part(np.concatenate([part[len(part) // 2 :] for part in rows])),
+        side.part(np.concatenate([part[: len(part) // 2] for part in rows])),
+        side.part(np.concatenate([part[len(part) // 2 :] for part in rows])),
     ]
     one, two = (half.metrics() for half in halves)
     return {
-        metric.name: abs(_change(metric, np.array(two[metric.name]), one[metric.name]))
+        metric.name: abs(float(_distance(metric, two[metric.name], one[metric.name])))
         for metric in METRICS
     }
 
 
-def _change(metric: Metric, value: Floats, base: Any) -> Any:
+def _distance(metric: Metric, value: Any, base: Any) -> Any:
+    """Return how far a value is from another: the same the other way round but for the sign."""
     if metric.kind != "ratio":
-        return value - base
+        return np.subtract(value, base)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return value / np.asarray(base, dtype=np.float64) - 1.0
+        return np.log(value) - np.log(base)
+
+
+def _change(metric: Metric, distance: float) -> float:
+    """Return a distance as it is told: see `Metric.kind`."""
+    if metric.kind != "ratio":
+        return distance
+    with np.errstate(over="ignore"):
+        return float(np.expm1(distance))
 
 
 def _side(label: str, df: pd.DataFrame, sample: _Sample, confidence: float) -> Side:
@@ -277,35 +346,39 @@ def _side(label: str, df: pd.DataFrame, sample: _Sample, confidence: float) -> S
 
 
 def _difference(
-    metric: Metric,
-    side: tuple[str, _Sample],
-    first: _Sample,
-    *,
-    noise_floor: float,
-    confidence: float,
+    metric: Metric, label: str, sides: tuple[_Sample, _Sample], confidence: float
 ) -> Difference:
-    label, other = side
+    first, other = sides
     name = metric.name
-    value = float(_change(metric, np.array(other.metrics[name]), first.metrics[name]))
-    drawn = _change(metric, other.drawn[name], first.drawn[name])
-    fewest = min(first.num_blocks, other.num_blocks)
-    low, high = interval(drawn, value, fewest, confidence)
-    change = Estimate(value=value, low=low, high=high)
+    value = float(_distance(metric, other.metrics[name], first.metrics[name]))
+    drawn = _distance(metric, other.drawn[name], first.drawn[name])
+    low, high = interval(drawn, value, min(first.num_blocks, other.num_blocks), confidence)
+    # Farther apart than that, the halves of one side are clear of those of the other.
+    floor = (first.noise[name] + other.noise[name]) / 2
     return Difference(
         metric=name,
         side=label,
-        change=change,
-        noise_floor=noise_floor,
-        verdict=_verdict(metric, change, noise_floor),
+        change=Estimate(
+            value=_change(metric, value), low=_change(metric, low), high=_change(metric, high)
+        ),
+        noise_floor=abs(_change(metric, math.copysign(floor, value))),
+        verdict=_verdict(
+            metric,
+            Estimate(value=value, low=low, high=high),
+            floor,
+            is_short=min(first.num_batches, other.num_batches) < _FEWEST_BATCHES,
+        ),
     )
 
 
-def _verdict(metric: Metric, change: Estimate, noise_floor: float) -> Verdict:
-    if not (math.isfinite(change.low) and math.isfinite(change.high)):
+def _verdict(metric: Metric, distance: Estimate, floor: float, *, is_short: bool) -> Verdict:
+    if not (math.isfinite(distance.low) and math.isfinite(distance.high)):
         return "unknown"
-    if change.low <= 0.0 <= change.high or not abs(change.value) > noise_floor:
+    if distance.low <= 0.0 <= distance.high or not abs(distance.value) > floor:
         return "within noise"
-    direction: Literal["higher", "lower"] = "higher" if change.value > 0 else "lower"
+    if is_short:
+        return "too short"
+    direction: Literal["higher", "lower"] = "higher" if distance.value > 0 else "lower"
     if metric.better is None:
         return direction
     return "better" if direction == metric.better else "worse"

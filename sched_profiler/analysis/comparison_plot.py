@@ -106,7 +106,7 @@ def _draw_changes(axes: Axes, comparison: Comparison) -> None:
     many = len(comparison.sides) > 2  # noqa: PLR2004 - then a row must say whose it is
     axes.set_yticks(range(len(rows)), [_name(d, comparison, many=many) for d in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("change (%; percentage points for shares); grey is within noise")
+    axes.set_xlabel("change (%; percentage points for shares); grey is no verdict")
     axes.grid(visible=True, axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -16,7 +16,7 @@ from sched_profiler.analysis.columns import numbers
 from sched_profiler.analysis.outline import SERIES, Outline
 from sched_profiler.analysis.runs import Run, starts_over
 from sched_profiler.analysis.sample import COLUMNS as SAMPLED
-from sched_profiler.analysis.sample import Excerpt, share_out
+from sched_profiler.analysis.sample import FEWEST_BATCHES, Excerpt, share_out
 from sched_profiler.analysis.sketch import Sketch
 from sched_profiler.errors import SchedProfilerError
 
@@ -178,6 +178,11 @@ class Digest:
     def num_sampled(self) -> int:
         """How many batches findings are concluded by."""
         return sum(len(run.sample) for run in self.runs)
+
+    @property
+    def num_runs_too_short(self) -> int:
+        """How many runs have too few batches for findings."""
+        return sum(run.num_batches < FEWEST_BATCHES for run in self.runs)
 
     def excerpts(self) -> Iterator[Excerpt]:
         """Yield the batches that are kept of each run, in the order of the runs' starts."""

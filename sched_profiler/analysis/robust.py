@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
-__all__ = ["Change", "chance_of_as_many", "change_point", "rolling_median", "spread"]
+__all__ = [
+    "Change",
+    "Period",
+    "chance_of_as_many",
+    "change_point",
+    "period",
+    "rolling_median",
+    "spread",
+]
+
+_FEWEST_PERIODS = 5
+_RARE = 1e-4
 
 _NORMAL = 1.4826
 """The standard deviation of a normal distribution is so many times its MAD."""
@@ -38,6 +50,56 @@ def chance_of_as_many(count: int, expected: float) -> float:
         term *= expected / number
         total += term
     return max(0.0, 1.0 - total) if count else 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Period:
+    """A distance that comes again and again."""
+
+    length: int
+    count: int
+    """How many of the numbers keep to it."""
+
+
+def period(numbers: Ints) -> Period | None:
+    """Return the distance at which most of some numbers follow each other, None if there is none.
+
+    More than half of the numbers leave the same remainder when divided by it, most of these follow
+    each other at exactly this distance, at least five times, and it is more than chance. Others may
+    be in between, and some may be missing.
+
+    Args:
+        numbers: whole numbers in ascending order, none twice.
+    """
+    best = None
+    # What is in between parts two neighbours; two such are rare where most keep to the distance.
+    lengths = np.unique(np.concatenate([numbers[1:] - numbers[:-1], numbers[2:] - numbers[:-2]]))
+    for length in lengths[lengths > 1]:
+        remainders, counts = np.unique(numbers % length, return_counts=True)
+        count = int(counts.max())
+        if count <= max(len(numbers) / 2, 0 if best is None else best.count):
+            continue
+        kept = numbers[numbers % length == remainders[counts.argmax()]]
+        exact = int((np.diff(kept) == length).sum())
+        # The two numbers that the distance was taken from keep to it in any case.
+        chance = _binomial_tail(count - 2, len(numbers) - 2, 1 / int(length)) * len(lengths)
+        if exact >= max(_FEWEST_PERIODS, (count - 1) / 2) and chance <= _RARE:
+            best = Period(length=int(length), count=count)
+    return best
+
+
+def _binomial_tail(least: int, trials: int, share: float) -> float:
+    """Return how likely so many of some independent trials succeed, or more."""
+    return math.fsum(
+        math.exp(
+            math.lgamma(trials + 1)
+            - math.lgamma(number + 1)
+            - math.lgamma(trials - number + 1)
+            + number * math.log(share)
+            + (trials - number) * math.log1p(-share)
+        )
+        for number in range(least, trials + 1)
+    )
 
 
 @attrs.frozen(kw_only=True)

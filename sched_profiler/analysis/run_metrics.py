@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 import numpy as np
 
-from sched_profiler.analysis.columns import numbers, occupied_ms
+from sched_profiler.analysis.columns import numbers, occupied_ms, prefill_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,8 @@ class Metric:
     better: Literal["higher", "lower"] | None
     kind: Literal["ratio", "share", "count"] = "ratio"
     """The change of a `share`, from 0 to 1, and of a `count`, which may be 0, is a difference; that
-    of a `ratio` is the ratio of both values less 1."""
+    of a `ratio` is the ratio of both values less 1. Ratios are judged by their logarithms, so that
+    twice and half are as far from 1."""
 
 
 METRICS = (
@@ -103,6 +105,7 @@ class Series:
             sums={
                 "batches": one,
                 "tokens": tokens,
+                "prefill": prefill_tokens(df),
                 "generated": numbers(df, "num_generated_tokens"),
                 "wall_s": wall_s,
                 "idle_s": numbers(df, "idle_duration_ms") / _MS_PER_S,
@@ -118,6 +121,28 @@ class Series:
                 "schedule": (numbers(df, "schedule_duration_ms"), one),
             },
         )
+
+    @property
+    def tokens(self) -> float:
+        """All tokens that were scheduled."""
+        return _sum(self.sums["tokens"])
+
+    @property
+    def tokens_per_batch(self) -> float:
+        """Mean of the tokens of a batch."""
+        return _ratio(self.tokens, len(self.run))
+
+    @property
+    def prefill_share(self) -> float:
+        """Share of the tokens that are prefill."""
+        return _ratio(_sum(self.sums["prefill"]), self.tokens)
+
+    def fingerprint(self) -> bytes:
+        """Return what is the same for the same numbers."""
+        found = hashlib.sha256(self.run.tobytes())
+        for values in (*self.sums.values(), *(times for times, _ in self.times.values())):
+            found.update(np.ascontiguousarray(values).tobytes())
+        return found.digest()
 
     def part(self, rows: Ints) -> Series:
         """Return the same of some batches."""

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["common_settings", "label_sides"]
 
-_SETTINGS = (*get_type_hints(RunFacts), "python_version", "sched_profiler_version")
+_VERSIONS = ("python_version", "sched_profiler_version")
+_SETTINGS = (*get_type_hints(RunFacts), *_VERSIONS)
+_NOT_OF_THE_SCHEDULER = ("engine", "engine_version", "model", *_VERSIONS)
+_TOLD_FIRST = sorted(_SETTINGS, key=lambda name: name in _NOT_OF_THE_SCHEDULER)
+_MOST_TOLD = 3
+_LONGEST = 32
+"""Characters of a value, such as the path of a model, that a label has."""
 
 
 def label_sides(
@@ -24,8 +30,9 @@ def label_sides(
 ) -> dict[str, str]:
     """Return what to call each side: the settings in which they differ, such as `max_num_seqs=8`.
 
-    Sides that differ in nothing that the manifests tell, or that have none, keep their names; two
-    that would be called the same have their names in front.
+    There are three of them at most, those of the scheduler first. Sides keep their names if they
+    differ in nothing that the manifests tell, or if one of them has no manifest; two that would be
+    called the same have their names in front.
 
     Args:
         sides: by their names, such as those of their logs: a loaded frame and the manifests that
@@ -33,17 +40,27 @@ def label_sides(
     """
     settings = {name: _settings(df, manifests) for name, (df, manifests) in sides.items()}
     different = [
-        setting for setting in _SETTINGS if len({known[setting] for known in settings.values()}) > 1
+        setting
+        for setting in _TOLD_FIRST
+        if len({known[setting] for known in settings.values()}) > 1
     ]
     labels = {}
     for name, known in settings.items():
-        told = ", ".join(f"{setting}={known[setting]}" for setting in different if known[setting])
-        labels[name] = told or name
+        told = [f"{setting}={_short(known[setting])}" for setting in different if known[setting]]
+        if len(told) > _MOST_TOLD:
+            told[_MOST_TOLD:] = ["…"]
+        labels[name] = ", ".join(told)
+    if not all(any(known.values()) for known in settings.values()) or not all(labels.values()):
+        return {name: name for name in sides}
     called = list(labels.values())
     return {
-        name: f"{name}: {label}" if called.count(label) > 1 and label != name else label
+        name: f"{name}: {label}" if called.count(label) > 1 else label
         for name, label in labels.items()
     }
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"…{value[1 - _LONGEST :]}"
 
 
 def common_settings(df: pd.DataFrame, manifests: Sequence[RunManifest]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-__all__ = ["COLUMNS", "MAX_STRETCHES", "Excerpt", "Sample", "share_out"]
+__all__ = ["COLUMNS", "FEWEST_BATCHES", "MAX_STRETCHES", "Excerpt", "Sample", "share_out"]
 
 COLUMNS = (
     "timestamp",
@@ -50,6 +50,9 @@ COLUMNS = (
     "token_budget",
 )
 """What findings need to know of a batch, beside its `batch_id`."""
+
+FEWEST_BATCHES = 110
+"""A run of fewer is too short for findings: without the first ones, nobody knows what is usual."""
 
 MAX_STRETCHES = 256
 """Most stretches that are kept of all runs of a log together, but one of each run in any case."""

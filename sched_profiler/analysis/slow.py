@@ -28,6 +28,15 @@ _NOISE = 0.02
 """No time is more regular than this; else a batch would stand out by a hair."""
 _RESOLUTION_MS = 0.001
 _STANDS_OUT = 3.5
+_WITH_A_DECIMAL = 100.0
+
+_HELD = {
+    "prefill": (0, 2),
+    "decode": (1, 3),
+    "prefill context": (4,),
+    "decode context": (5,),
+}
+"""What a batch may hold more or less of than others, by the columns of `features`."""
 
 _TIMES = {
     "schedule": "schedule_duration_ms",
@@ -59,6 +68,13 @@ class Deviation:
     not. The spread of the others is their MAD, scaled to a standard deviation; for a time at least
     2% of the median, for a count at least 1."""
 
+    @property
+    def shown_z(self) -> str:
+        """`z` in three digits at most: more mean nothing."""
+        if abs(self.z) < _WITH_A_DECIMAL:
+            return f"{self.z:+.1f}"
+        return f"{float(f'{self.z:.3g}'):+,.0f}"
+
 
 @attrs.frozen(kw_only=True)
 class SlowBatch:
@@ -85,12 +101,24 @@ class SlowBatch:
     """Batches that it is compared with: up to 50 of its run, none of which differs by more than a
     factor of two in prefill or decode requests, tokens or context. With fewer than 5 there is
     nothing to compare with."""
+    set_apart_by: str | None
+    """Where there is nothing to compare with: `prefill`, `decode`, `prefill context` or `decode
+    context`, if there are 5 batches of its run that differ in that alone; else None."""
     durations_ms: dict[str, float]
     """By `schedule`, `queue`, `model run`, `total step`, `update`, `idle`; without what is unknown.
     """
     deviations: dict[str, Deviation]
     """By `schedule`, `queue`, `model run`, `total step`, `update`, `idle` in ms, and `waiting`,
     `new`, `resumed`, `preempted`, `finished`, `in flight` in requests or batches."""
+
+    @property
+    def why_not_compared(self) -> str:
+        """Why there is nothing to compare with, where there is not."""
+        few = f"only {self.num_alike}" if self.num_alike else "no other"
+        why = f"{few} of its run {'hold' if self.num_alike > 1 else 'holds'} about the same"
+        if self.set_apart_by is None:
+            return why
+        return f"{why}; what sets it apart is {self.set_apart_by} alone"
 
     @property
     def unusual(self) -> dict[str, Deviation]:
@@ -148,8 +176,19 @@ def slow_batches(
     for row in rows:
         over = tuple(name for name, limit in chosen.items() if times[name][row] > limit)
         alike = _alike(held, int(row), members[run[row]])
-        found.append(_describe(df, int(row), int(run[row]), over, alike))
+        apart = _set_apart_by(held, int(row), members[run[row]]) if len(alike) < _FEWEST else None
+        found.append(_describe(df, int(row), int(run[row]), over, (alike, apart)))
     return found
+
+
+def _set_apart_by(held: Floats, row: int, members: NDArray[np.int64]) -> str | None:
+    """Return in what alone a batch differs from the most others, None if not from 5 of them."""
+    counts = {}
+    for name, columns in _HELD.items():
+        others = np.delete(held, columns, axis=1)
+        counts[name] = len(_alike(others, row, members))
+    name = max(counts, key=lambda name: counts[name])
+    return name if counts[name] >= _FEWEST else None
 
 
 def _alike(held: Floats, row: int, members: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -161,8 +200,13 @@ def _alike(held: Floats, row: int, members: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _describe(
-    df: pd.DataFrame, row: int, run: int, over: tuple[str, ...], alike: NDArray[np.int64]
+    df: pd.DataFrame,
+    row: int,
+    run: int,
+    over: tuple[str, ...],
+    compared: tuple[NDArray[np.int64], str | None],
 ) -> SlowBatch:
+    alike, set_apart_by = compared
     one, others = df.iloc[[row]], df.iloc[alike]
     deviations = {}
     for names, is_time in ((_TIMES, True), (_COUNTS, False)):
@@ -194,6 +238,7 @@ def _describe(
         kv_cache_usage=float(numbers(one, "kv_cache_usage")[0]),
         request_ids=_items(one, "request_ids"),
         num_alike=len(alike),
+        set_apart_by=set_apart_by,
         durations_ms={name: time for name, time in durations.items() if not np.isnan(time)},
         deviations=deviations,
     )

@@ -246,9 +246,17 @@ def _length_of_union(starts: Floats, ends: Floats) -> float:
 def _headline(summary: Summary) -> str:
     line = f"{counted(summary.num_batches, 'batch', 'batches')} of "
     line += counted(summary.num_runs, "run")
-    if summary.wall_time_s is None:
+    if summary.wall_time_s is None or summary.wall_time_source is None:
         return line
-    return f"{line}, {summary.wall_time_s:,.3f} s of wall time (from {summary.wall_time_source})"
+    how = _WALL_TIME_IS[summary.wall_time_source]
+    return f"{line}, {summary.wall_time_s:,.3f} s of wall time ({how})"
+
+
+_WALL_TIME_IS: dict[WallTimeSource, str] = {
+    "model_run + idle": "the sum of model run and idle",
+    "timestamps": "from the first timestamp to the end of the last step",
+    "mixed": "of some runs the sum of model run and idle, of others from timestamps",
+}
 
 
 def _table(summary: Summary) -> list[str]:

@@ -26,6 +26,7 @@ class TimeAxis:
     Attributes:
         num_batches: of the log.
         unit: `s`, `min` or `h`.
+        without: what to add where pauses are left out, else empty.
         label: what to write at the axis.
         run_starts: where the runs start that begin after the first one; empty if they are too many
             to show.
@@ -49,8 +50,8 @@ class TimeAxis:
             if lasts.max() - starts[0] - self._lengths.sum() > _ENOUGH_OF_A_UNIT * its_length:
                 self.unit, self._length = longer, its_length
         self.num_batches = digest.num_batches
-        without = ", without the time between runs" if self._lengths.any() else ""
-        self.label = f"time since the first batch ({self.unit}{without})"
+        self.without = ", without the time between runs" if self._lengths.any() else ""
+        self.label = f"time since the first batch ({self.unit}{self.without})"
         run_starts = self.of(starts)[1:]
         self.run_starts = run_starts if len(run_starts) <= _MAX_RUN_STARTS else run_starts[:0]
 

@@ -66,10 +66,10 @@ def _run(options: argparse.Namespace) -> bool:
             digest = _scan_on(options, advance)
     summary = summarize(digest)
     findings = find_anomalies(digest, load_manifests(*options.logs))
-    data = _to_json(summary, findings, digest.num_sampled)
+    data = _to_json(summary, findings, digest)
     # Before anything is printed: whoever reads may stop in the middle.
     written = [] if options.out is None else _write_files(options.out, digest, data)
-    print(data if options.json else _to_text(summary, findings, digest.num_sampled))
+    print(data if options.json else _to_text(summary, findings, digest))
     if written:
         # Only JSON on standard output: the list is for the reader, not for the program.
         stream = sys.stderr if options.json else sys.stdout
@@ -77,19 +77,25 @@ def _run(options: argparse.Namespace) -> bool:
     return True
 
 
-def _to_json(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
+def _to_json(summary: Summary, findings: list[Finding], digest: Digest) -> str:
     found = {
         "findings": [finding.to_dict() for finding in findings],
-        "num_batches_looked_at": num_looked_at,
+        "num_batches_looked_at": digest.num_sampled,
+        "num_runs_too_short": digest.num_runs_too_short,
     }
     return json.dumps(summary.to_dict() | found, indent=2, allow_nan=False)
 
 
-def _to_text(summary: Summary, findings: list[Finding], num_looked_at: int) -> str:
+def _to_text(summary: Summary, findings: list[Finding], digest: Digest) -> str:
     count = len(findings)
     heading = counted(count, "finding") if count else "no findings"
-    if num_looked_at < summary.num_batches:
-        heading += f" in {num_looked_at:,} batches, which are spread evenly over each run"
+    if digest.num_sampled < summary.num_batches:
+        heading += f" in {digest.num_sampled:,} batches, which are spread evenly over each run"
+    if short := digest.num_runs_too_short:
+        from sched_profiler.analysis.sample import FEWEST_BATCHES  # noqa: PLC0415 - an extra
+
+        which = "" if short == summary.num_runs else f"{short:,} of {summary.num_runs:,} runs are "
+        heading += f": {which}too short to tell, with fewer than {FEWEST_BATCHES} batches"
     return "\n\n".join([str(summary), heading, *map(str, findings)])
 
 

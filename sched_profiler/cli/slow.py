@@ -94,7 +94,7 @@ def _lines(batch: SlowBatch, start: float) -> str:
         more = ", ..." if len(batch.request_ids) > _SHOWN_REQUESTS else ""
         lines.append(f"  who     {', '.join(batch.request_ids[:_SHOWN_REQUESTS])}{more}")
     if not batch.deviations:
-        lines.append("  nothing like it in its run to compare with")
+        lines.append(f"  nothing to compare with: {batch.why_not_compared}")
         return "\n".join(map(printable, lines))
     times = [
         f"{name} {_compared(batch.deviations[name])}"
@@ -113,7 +113,7 @@ def _lines(batch: SlowBatch, start: float) -> str:
 
 
 def _compared(deviation: Deviation) -> str:
-    return f"{deviation.value:.5g} (usual {deviation.usual:.5g}, z {deviation.z:+.1f})"
+    return f"{deviation.value:.5g} (usual {deviation.usual:.5g}, z {deviation.shown_z})"
 
 
 COMMAND = Command(

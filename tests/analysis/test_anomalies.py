@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,6 +77,20 @@ def test_schedule_times_that_stand_out_are_found(find: Find) -> None:
     assert finding.numbers["num_spikes"] == len(in_sight)
     assert f"in {len(in_sight)} of 1,990 batches" in finding.title
     assert finding.numbers["spike_ms_p50"] == pytest.approx(10, rel=0.25)
+    assert "period_batches" not in finding.numbers
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_spikes_at_a_constant_distance_are_said_to_be(busy: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Also between others, and where the machine holds up the model as often."""
+    times = Times(hiccups_per_s=5) if busy else Times()
+    df = pd.DataFrame([attrs.asdict(record) for record in SimulatedEngine(times=times).run(2000)])
+    df.loc[7::40, "schedule_duration_ms"] += 10
+    df.loc[[75, 333, 700, 1001], "schedule_duration_ms"] += 10
+    (finding,) = (one for one in find_anomalies(df) if one.kind == "schedule_spikes")
+    assert finding.numbers["period_batches"] == 40
+    assert " of them every 40 batches; " in finding.title
+    assert finding.remedy.startswith("Look for what counts to 40 ")
 
 
 def test_spikes_no_more_frequent_than_those_of_the_machine_are_not_found(find: Find) -> None:
@@ -136,6 +151,26 @@ def test_a_queue_for_tokens_is_found(find: Find) -> None:
     finding = only(find(engine))
     assert finding.numbers["blocked_by_token_budget_share"] > 0.9
     assert "whole token budget" in finding.title
+
+
+def test_a_queue_for_several_reasons_says_how_much_each_has(find: Find) -> None:
+    """The largest comes first, and the remedy says what it costs."""
+    engine = SimulatedEngine(
+        setup=Setup(token_budget=160, max_num_seqs=40),
+        load=Load(requests_per_s=60, prompt_tokens=100, output_tokens=60),
+    )
+    finding = next(one for one in find(engine) if one.kind == "queue_blocked")
+    shares = {
+        reason: finding.numbers[f"blocked_by_{reason}_share"]
+        for reason in ("token_budget", "max_num_seqs")
+    }
+    assert all(0.05 < share < 0.95 for share in shares.values())
+    assert max(shares, key=lambda name: shares[name]) == "token_budget"
+    assert (
+        f"mostly ({shares['token_budget']:.0%} of that time) because batches use the whole token "
+        f"budget, {shares['max_num_seqs']:.0%} because max_num_seqs (40) are running"
+    ) in finding.title
+    assert "sched-profiler tune weighs" in finding.remedy
 
 
 def test_a_queue_for_nothing_that_is_known_says_so(tmp_path: Path) -> None:
@@ -217,6 +252,7 @@ def test_prefills_that_hold_decodes_up_are_found(find: Find) -> None:
     assert finding.numbers["times_as_long_p50"] > 2
     truth = engine.times.per_prefill_token * finding.numbers["prefill_tokens_p50"]
     assert finding.numbers["extra_ms_p50"] == pytest.approx(truth, rel=0.2)
+    assert "sched-profiler tune weighs" in finding.remedy
 
 
 @pytest.mark.parametrize("number", [2, 4])

@@ -327,6 +327,7 @@ def test_a_frame_is_enough(tmp_path: Path) -> None:
     df = load(write_log(tmp_path / "run.jsonl", records(300)))
     page = text_of(Digest.of_frame(df[:150]), df[:150])
     assert "150 batches" in page
+    assert "Times are in seconds since the first batch.</p>" in page
     assert "Nothing noteworthy was found" in page
     assert "Findings were not looked for" in text_of(Digest.of_frame(df))
 

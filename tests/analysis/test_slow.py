@@ -9,7 +9,7 @@ import pytest
 from simulated_engine import Faults, SimulatedEngine
 from synthetic import batch, records, seed_record, write_log
 
-from sched_profiler.analysis import load, slow_batches
+from sched_profiler.analysis import Deviation, load, slow_batches
 
 
 def log_of(tmp_path: Path, *batches: object) -> pd.DataFrame:
@@ -74,6 +74,31 @@ def test_a_batch_like_no_other_is_not_compared(tmp_path: Path) -> None:
     assert found.durations_ms["schedule"] == 50
     assert found.prefill_chunk_sizes == (500, 20)
     assert found.prefill_tokens == 520
+
+
+def test_what_alone_sets_a_batch_apart_is_said(tmp_path: Path) -> None:
+    """The context counts, though tokens are the same as in all others."""
+    log = [
+        batch(number, decode=[1] * 8, decode_context_tokens=9000 if number == 60 else 800)
+        for number in range(61)
+    ]
+    strange = batch(61, prefill=[9] * 70, decode=[1] * 99, schedule_ms=50)
+    df = load(write_log(tmp_path / "run.jsonl", [*log, strange]))
+    by_number = {one.batch_id: one for one in slow_batches(df, top=62)}
+    assert by_number[60].num_alike == 0
+    assert by_number[60].why_not_compared == (
+        "no other of its run holds about the same; what sets it apart is decode context alone"
+    )
+    assert by_number[61].why_not_compared == "no other of its run holds about the same"
+    assert by_number[0].set_apart_by is None
+
+
+@pytest.mark.parametrize(
+    ("z", "shown"), [(0.63, "+0.6"), (-62.14, "-62.1"), (1477.7, "+1,480"), (-103.6, "-104")]
+)
+def test_a_deviation_is_shown_in_three_digits_at_most(z: float, shown: str) -> None:
+    """More would be false precision."""
+    assert Deviation(value=1, usual=1, z=z).shown_z == shown
 
 
 def test_runs_are_not_mixed(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_summary_agrees_with_plain_python(summary_of: Any, overlap: bool) -> N
     assert summary.prefill_token_share == pytest.approx(prefill_tokens / tokens)
     assert summary.wall_time_s == pytest.approx(wall_ms / 1000)
     assert summary.wall_time_source == "model_run + idle"
+    assert "of wall time (the sum of model run and idle)\n" in str(summary)
     assert summary.tokens_per_second == pytest.approx(1000 * tokens / wall_ms)
     assert summary.combined_tokens_per_second == pytest.approx(summary.tokens_per_second)
     assert summary.busy_tokens_per_second == pytest.approx(1000 * tokens / model_run_ms)
@@ -149,6 +150,8 @@ def test_what_a_log_lacks_is_none_and_not_zero(tmp_path: Path) -> None:
     assert summary.prefill_token_share == 0.0
     # Batches begin 10 ms apart, and the last takes 1 ms to schedule.
     assert summary.wall_time_source == "timestamps"
+    said = "of wall time (from the first timestamp to the end of the last step)\n"
+    assert said in str(summary)
     assert summary.wall_time_s == pytest.approx(0.021, abs=1e-6)
     assert summary.tokens_per_second == pytest.approx(3 / 0.021, rel=1e-4)
     text = str(summary)
@@ -209,6 +212,7 @@ def test_the_source_of_wall_time_is_mixed_if_runs_differ(summary_of: Any) -> Non
     poor = [batch(number, run_id="poor", idle_duration_ms=None) for number in range(3)]
     summary = summary_of([*poor, batch(0), batch(1)])
     assert summary.wall_time_source == "mixed"
+    assert "(of some runs the sum of model run and idle, of others from" in str(summary)
     assert summary.wall_time_s == pytest.approx(0.05, abs=1e-6)
 
 

@@ -11,6 +11,7 @@ from sched_profiler.analysis.columns import numbers, occupied_ms, prefill_tokens
 from sched_profiler.analysis.composition import cells, expected
 from sched_profiler.analysis.finding import Finding
 from sched_profiler.analysis.robust import chance_of_as_many
+from sched_profiler.analysis.sample import FEWEST_BATCHES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +28,6 @@ __all__ = ["Evidence"]
 
 _WARM_UP = 10
 """The first batches of a run load code and fill caches; they say nothing of the rest."""
-_FEWEST = 100
-"""Fewer batches than this are too few to call anything usual."""
 _SHOWN = 5
 _RARE = 1e-4
 _ALL_GOES_WELL = 0.1
@@ -52,9 +51,9 @@ class Evidence:
     @classmethod
     def of(cls, excerpt: Excerpt, manifest: RunManifest | None) -> Evidence | None:
         """Return the evidence of a run, or None where it is too short to tell."""
-        rows = excerpt.rows[_WARM_UP:]
-        if len(rows) < _FEWEST:
+        if len(excerpt.rows) < FEWEST_BATCHES:
             return None
+        rows = excerpt.rows[_WARM_UP:]
         looked_at = len(excerpt.rows) / excerpt.num_batches
         excerpt = attrs.evolve(excerpt, rows=rows)
         return cls(excerpt, manifest, occupied_ms(rows), cells(rows), looked_at)

@@ -59,5 +59,6 @@ def interference(run: Evidence) -> Iterator[Finding]:
         },
         shown_by=np.where(mixed, decodes * extra, 0.0),
         remedy="Smaller chunks: lower max_num_batched_tokens or set long_prefill_token_threshold, "
-        "at the price of a later first token; or prefill in engines of their own.",
+        "or prefill in engines of their own. Smaller chunks make prompts wait longer for their "
+        "first token; sched-profiler tune weighs one against the other.",
     )

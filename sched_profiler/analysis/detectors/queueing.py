@@ -23,13 +23,16 @@ _BUDGET_USED = 0.95
 _KV_CACHE_NEARLY_FULL = 0.80
 """The next prompt needs its blocks at once, so requests wait before every block is in use."""
 _PLATEAU = 0.90
+_NEARLY_ALL = 0.95
+_WORTH_TELLING = 0.05
 
 _REMEDIES = {
     "max_num_seqs": "Raise max_num_seqs if the KV cache has room, or add a replica.",
     "kv_cache": "Give the KV cache more memory (gpu_memory_utilization, a smaller KV data type), "
     "shorten max_model_len, or add a replica.",
-    "token_budget": "The batches are full: raise max_num_batched_tokens if decode latency allows, "
-    "or add a replica.",
+    "token_budget": "The batches are full: raise max_num_batched_tokens, or add a replica. Larger "
+    "batches make decodes beside prefills wait longer; sched-profiler tune weighs one against the "
+    "other.",
     "other": "Neither budget, seats nor KV cache are used up. Look for what else holds requests "
     "back: structured output, LoRA limits, KV transfer, limits on partial prefills.",
 }
@@ -55,7 +58,7 @@ def queue_blocked(run: Evidence) -> Iterator[Finding]:
         "queue_blocked",
         "critical" if share >= _CRITICAL else "warning",
         f"Requests wait for {share:.0%} of the time, {_median(waiting[waits]):.0f} of them at a "
-        f"time{_growth(first, last)}, {_why(run, blocker, blockers[blocker] & waits, used)}",
+        f"time{_growth(first, last)}, {_why(run, blockers, shares, waits)}",
         numbers={
             "share_of_wall_time": share,
             "waiting_reqs_p50": _median(waiting[waits]),
@@ -98,18 +101,38 @@ def _blockers(run: Evidence, waits: NDArray[np.bool_]) -> dict[str, NDArray[np.b
     }
 
 
-def _why(run: Evidence, blocker: str, blocked: NDArray[np.bool_], used: float) -> str:
-    share = "" if np.isnan(used) else f" although batches use {used:.1%} of the token budget"
+def _why(
+    run: Evidence,
+    blockers: dict[str, NDArray[np.bool_]],
+    shares: dict[str, float],
+    waits: NDArray[np.bool_],
+) -> str:
+    first, *others = sorted(shares, key=lambda name: -shares[name])
+    if shares[first] >= _NEARLY_ALL:
+        used = float(np.median((run.column("total_scheduled_tokens") / _budget(run))[waits]))
+        although = ""
+        if first != "token_budget" and not np.isnan(used):
+            although = f"although batches use {used:.1%} of the token budget, "
+        return f"{although}because {_reason(run, first, blockers[first] & waits)}"
+    why = f"mostly ({shares[first]:.0%} of that time) because "
+    why += _reason(run, first, blockers[first] & waits)
+    for name in others:
+        if shares[name] >= _WORTH_TELLING:
+            why += f", {shares[name]:.0%} because {_reason(run, name, blockers[name] & waits)}"
+    return why
+
+
+def _reason(run: Evidence, blocker: str, blocked: NDArray[np.bool_]) -> str:
     if blocker == "token_budget":
-        return "because batches use the whole token budget"
+        return "batches use the whole token budget"
     if blocker == "max_num_seqs":
         seats = _median(run.column("num_running_reqs")[blocked])
         known = "" if run.limit("max_num_seqs") is not None else ", as it seems"
-        return f"{share.strip()}: max_num_seqs ({seats:.0f}{known}) are running"
+        return f"max_num_seqs ({seats:.0f}{known}) are running"
     usage = _median(run.column("kv_cache_usage")[blocked])
     if blocker == "kv_cache":
-        return f"{share.strip()}: the KV cache is full ({usage:.0%} in use)"
-    return f"{share.strip()}, and the KV cache has room ({usage:.0%} in use)"
+        return f"the KV cache is full ({usage:.0%} in use)"
+    return f"of no limit that the log knows, and the KV cache has room ({usage:.0%} in use)"
 
 
 def _growth(first: float, last: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from sched_profiler.analysis.robust import change_point, rolling_median
+from sched_profiler.analysis.robust import change_point, period, rolling_median
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,24 +50,32 @@ def spikes(run: Evidence) -> Iterator[Finding]:
     lost = run.share(float(excess[spike].sum()))
     if count < _FEWEST_SPIKES or lost < _SPIKES:
         return
-    if run.is_bad_luck(excess[spike], float(usual.sum())):
+    every = period(run.column("batch_id")[spike].astype(np.int64))
+    # What the machine does knows nothing of batches.
+    if every is None and run.is_bad_luck(excess[spike], float(usual.sum())):
         return
+    when, counts = "", ""
+    if every is not None:
+        which = "" if every.count == count else f"{every.count:,} of them "
+        when = f", {which}every {every.length:,} batches"
+        counts = f"Look for what counts to {every.length:,} in the scheduler or a plug-in of it. "
     typical, largest = float(np.median(schedule[spike])), float(schedule[spike].max())
     yield run.finding(
         "schedule_spikes",
         "critical" if lost >= _SPIKES_CRITICAL else "warning",
         f"schedule() took {typical:.3g} ms (up to {largest:.3g} ms) in {count:,} of "
-        f"{len(schedule):,} batches; {float(np.median(usual)):.3g} ms is usual",
+        f"{len(schedule):,} batches{when}; {float(np.median(usual)):.3g} ms is usual",
         numbers={
             "num_spikes": count,
             "spike_ms_p50": typical,
             "spike_ms_max": largest,
             "usual_ms_p50": float(np.median(usual)),
             "share_of_wall_time": lost,
+            "period_batches": np.nan if every is None else every.length,
         },
         shown_by=np.where(spike, excess, 0.0),
-        remedy="See who was in these batches (sched-profiler slow), and what else ran on the "
-        "engine's thread at their timestamps: garbage collection, logging, a plug-in.",
+        remedy=f"{counts}See who was in these batches (sched-profiler slow), and what else ran on "
+        "the engine's thread at their timestamps: garbage collection, logging, a plug-in.",
     )
 
 

@@ -25,6 +25,7 @@ from sched_profiler.analysis.anomalies import find_anomalies
 from sched_profiler.analysis.digest import Digest
 from sched_profiler.analysis.report.charts import Charts, charts, run_names
 from sched_profiler.analysis.report.definitions import DEFINITIONS
+from sched_profiler.analysis.sample import FEWEST_BATCHES
 from sched_profiler.analysis.slow import slow_batches
 from sched_profiler.analysis.stats import summarize
 from sched_profiler.analysis.time_axis import TimeAxis
@@ -93,6 +94,8 @@ def write_report(
             time=time,
             findings=None if looked_at is None else _findings(looked_at, known, time),
             num_looked_at=digest.num_sampled or digest.num_batches,
+            num_too_short=digest.num_runs_too_short,
+            fewest_batches=FEWEST_BATCHES,
             slow=None if df is None else _slow(df, time),
             charts=drawn.charts,
             data=_data(drawn),
