@@ -8,7 +8,7 @@
 
 `scan` takes the place of `load` for logs that are too long for the memory.
 
-Needs the extra `analysis`: `pip install "sched-profiler[analysis]"`.
+Needs the extra `analysis`: `pip install ".[analysis]"` in a checkout.
 """
 
 from __future__ import annotations
