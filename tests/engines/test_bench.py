@@ -96,7 +96,7 @@ def test_the_cost_of_a_mixed_step_grows_with_its_prefill_requests_only(
 def test_a_record_costs_microseconds_and_about_a_thousand_bytes(tmp_path: Path) -> None:
     """Of the writer's thread, for one request and for many."""
     small, large = (writer_cost.measure(number, tmp_path) for number in (1, 1024))
-    assert small["us_per_record"] < large["us_per_record"] < 1000
+    assert all(0 < row["us_per_record"] < 1000 for row in (small, large))
     assert 500 < small["bytes_per_record"] < large["bytes_per_record"] < 4000
 
 

@@ -81,7 +81,8 @@ def test_records_arrive_as_compressed_parts_with_a_manifest(tmp_path: Path, memo
             time.sleep(0.7)
     names = sorted(memory.find("/logs/3"))
     *parts, manifest = names
-    assert len(parts) == 3
+    # More where the machine was busy for longer than a part may grow.
+    assert len(parts) >= 3
     assert all(f"-3-{profiler.run_id}-" in name and name.endswith(".jsonl.gz") for name in parts)
     assert manifest.endswith(f"{profiler.run_id}.run.json")
     assert is_empty(tmp_path)
