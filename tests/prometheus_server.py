@@ -44,8 +44,15 @@ class Prometheus:
         return [(one["metric"], float(one["value"][1])) for one in data["result"]]
 
     def value(self, expression: str) -> float:
-        """Return the value of the only series that an expression makes."""
-        ((_, value),) = self.query(expression)
+        """Return the value of the only series that an expression makes.
+
+        On a busy machine the last scrape may have come too late: then the next one tells.
+        """
+        deadline = time.monotonic() + _PATIENCE_S
+        while not (found := self.query(expression)):
+            assert time.monotonic() < deadline, (expression, self.ask("targets"))
+            time.sleep(0.05)
+        ((_, value),) = found
         return value
 
     def wait_for(self, expression: str) -> None:

@@ -81,8 +81,8 @@ def test_records_arrive_as_compressed_parts_with_a_manifest(tmp_path: Path, memo
             time.sleep(0.7)
     names = sorted(memory.find("/logs/3"))
     *parts, manifest = names
-    # More where the machine was busy for longer than a part may grow.
-    assert len(parts) >= 3
+    # As many as there were pauses, unless the machine was busy for as long.
+    assert len(parts) >= 2
     assert all(f"-3-{profiler.run_id}-" in name and name.endswith(".jsonl.gz") for name in parts)
     assert manifest.endswith(f"{profiler.run_id}.run.json")
     assert is_empty(tmp_path)
@@ -443,7 +443,8 @@ def test_what_a_killed_engine_left_is_uploaded_by_the_next_start(
         num_handed_over = first.killed()
     assert list(tmp_path.glob("*.jsonl*"))
     manifest = only_file(tmp_path, "*.run.json")
-    with engine(code) as second:
+    # Its own part is one only: on a busy machine an upload takes seconds, and the end waits for 5.
+    with engine(code.replace("0.7", "600")) as second:
         until(lambda: not manifest.exists())
         printed, _ = second.ended()
     assert "closed True" in printed
