@@ -104,7 +104,8 @@ def _check_size(group: Any, columns: set[str], name: str) -> None:
 
 def _check_text(column: Any, name: str, first_row: int) -> None:
     for chunk in column.chunks:
-        values = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+        is_list = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
+        values = chunk.flatten() if is_list else chunk
         if not pa.types.is_dictionary(values.type):
             continue
         num_bytes = pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0

@@ -100,29 +100,27 @@ def test_the_pandas_recipes_work_on_any_log(tmp_path: Path, whose: str) -> None:
     assert "nan" not in printed.lower()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no URL"])
-def test_a_server_that_is_not_there_is_told_in_one_line(url: str, tmp_path: Path) -> None:
-    """With its URL and what to do."""
+def refused(name: str, *arguments: str, cwd: Path) -> str:
+    """Run an example that cannot do what it is asked; return its errors."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "client_load.py"), url],
-        cwd=tmp_path,
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert re.fullmatch(rf"{url}: .*; start the server first, and give its URL\n", done.stderr)
+    return done.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no URL"])
+def test_a_server_that_is_not_there_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+    """With its URL and what to do."""
+    errors = refused("client_load.py", url, cwd=tmp_path)
+    assert re.fullmatch(rf"{url}: .*; start the server first, and give its URL\n", errors)
 
 
 @pytest.mark.parametrize("name", ["pandas_recipes.py", "s3_round_trip.py"])
 def test_an_example_says_what_it_takes(name: str, tmp_path: Path) -> None:
     """Called without arguments, in one line."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert re.fullmatch(r"usage: .*\n", done.stderr)
+    assert re.fullmatch(r"usage: .*\n", refused(name, cwd=tmp_path))

@@ -74,7 +74,8 @@ def test_parquet_that_unfolds_is_refused_in_little_memory(
         names = pa.DictionaryArray.from_arrays(np.zeros(3000, np.int32), ["x" * 1_000_000])
         values = names
         if column == "request_ids":
-            values = pa.ListArray.from_arrays([*range(3001)], names)
+            # As Polars writes it.
+            values = pa.LargeListArray.from_arrays([*range(3001)], names)
     path = tmp_path / "log.parquet"
     position = rows.schema.get_field_index(column)
     pq.write_table(rows.set_column(position, column, values), path)
