@@ -36,6 +36,8 @@ _FLAGS = (
     f"--max-model-len={MAX_MODEL_LEN}",
     "--max-num-batched-tokens=256",
     "--max-num-seqs=16",
+    # Without it vLLM kills its engine in the moment in which it asks it to end.
+    "--shutdown-timeout=10",
 )
 _NUM_CLIENTS = 24
 _TELL_EVERY_S = 5.0

@@ -35,12 +35,17 @@ def main(model: str, mode: str, added_ms: str) -> None:
     # Inside of what the profiler measures: the scheduler's own method, found by its class.
     inner = type(core.scheduler)._update_after_schedule
 
-    def update_after_schedule(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(delays["schedule"])
-        return inner(core.scheduler, *args, **kwargs)
+    def update_after_schedule(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        # A pipeline also schedules nothing, while its only batch is on its way.
+        if scheduled.total_num_scheduled_tokens:
+            time.sleep(delays["schedule"])
+        return inner(core.scheduler, scheduled, *args, **kwargs)
 
     def step_after_a_gap() -> Any:
-        time.sleep(delays["gap"])
+        # A pipeline makes two steps of a batch: before the second one the model is at work.
+        on_their_way = [scheduled for _, scheduled, _ in core.batch_queue or []]
+        if mode != "pipeline" or not any(s.total_num_scheduled_tokens for s in on_their_way):
+            time.sleep(delays["gap"])
         return step()
 
     core.scheduler._update_after_schedule = update_after_schedule

@@ -249,8 +249,9 @@ def test_what_is_left_at_the_end_of_the_process_is_uploaded_without_a_close(
 ) -> None:
     """Although the interpreter takes no new work for its threads by then.
 
-    Nothing is logged, unless a busy server made it ask twice. Python 3.12 does not even start a
-    thread by then: if no record was taken before, all wait in the spool.
+    Nothing is logged, unless a busy server made it ask twice. One that is busier than the end can
+    wait is told of, and `upload` brings the rest; not three times in a row. Python 3.12 does not
+    even start a thread by then: if no record was taken before, all wait in the spool.
     """
     code = f"""
 import os, signal, sys, time
@@ -261,20 +262,27 @@ profiler = BatchProfiler(RemoteSink("s3://bucket/" + sys.argv[1], spool=sys.argv
 serve(profiler, 100)
 {end}
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == (-signal.SIGTERM if "kill" in end else 0)
-    if end == "pass" and sys.version_info[:2] == (3, 12) and not is_empty(tmp_path):
-        (line,) = done.stderr.splitlines()
-        assert "is not reached in time: 1 parts stay in " in line
-        assert main(["upload", str(tmp_path)]) == 0
-        done.stderr = ""
-    for line in done.stderr.splitlines():
-        assert re.match(r"records wait in .* is tried again: |s3://.* is reached again ", line)
-    assert is_empty(tmp_path)
-    (run,) = verify(f"s3://bucket/{tmp_path}").runs
-    assert (run.num_records, run.end) == (100, "clean")
+    starts_no_thread = end == "pass" and sys.version_info[:2] == (3, 12)
+    told = ["records wait in .* is tried again: ", "s3://.* is reached again "]
+    for attempt in range(3):
+        spool = tmp_path / str(attempt)
+        spool.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(spool)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (-signal.SIGTERM if "kill" in end else 0)
+        arrived = is_empty(spool)
+        if not arrived:
+            assert main(["upload", str(spool)]) == 0
+        too_late = [] if arrived else ["s3://.* is not reached in time: 1 parts stay in "]
+        for line in done.stderr.splitlines():
+            assert re.match("|".join(told + too_late), line)
+        assert is_empty(spool)
+        (run,) = verify(f"s3://bucket/{spool}").runs
+        assert (run.num_records, run.end) == (100, "clean")
+        if arrived or starts_no_thread:
+            return
+    pytest.fail("it has left everything to `upload` each time")
 
 
 @pytest.mark.parametrize(
