@@ -313,8 +313,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--logs", type=Path, help="keep the logs here, and use those that are here")
-    parser.add_argument("--rate", type=float, default=12, help="of what is profiled")
-    parser.add_argument("--requests", type=int, default=400, help="that are profiled")
+    parser.add_argument(
+        "--rate", type=float, default=80, help="of what is profiled; not far below what is sought"
+    )
+    parser.add_argument("--requests", type=int, default=1600, help="that are profiled")
     parser.add_argument("--seconds", type=float, default=7, help="of a run at the predicted rate")
     parser.add_argument("--least", type=int, default=150, help="requests of a run")
     arguments = parser.parse_args()

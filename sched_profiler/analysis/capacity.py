@@ -28,6 +28,8 @@ __all__ = ["Capacity", "CapacityEstimate", "Load", "estimate_capacity", "find_ca
 
 Limit = Literal["token budget", "max_num_seqs", "KV cache", "model"]
 _UNSEEN = 0.10
+_LIGHT = 0.2
+"""Below this share of what the engine bears, its steps look dearer than they are under load."""
 _WAIT_FOR: dict[Limit, str] = {
     "token budget": "Those who wait then wait for tokens in a batch (max_num_batched_tokens).",
     "max_num_seqs": "Those who wait then wait for others to finish: max_num_seqs run at a time.",
@@ -146,6 +148,11 @@ class Capacity:
                 f"{share:.0%} of that.",
                 _WAIT_FOR[self.limit],
             ]
+            if share < _LIGHT:
+                told.append(
+                    "So light a load makes this rate too low rather than too high: an engine that "
+                    "sleeps between requests is slower for each token. Record nearer to it."
+                )
         if self.kv_full_requests_per_s is None:
             peak = max(load.kv_cache_peak for load in self.loads)
             told.append(f"The KV cache is never full: {peak:.0%} at most.")

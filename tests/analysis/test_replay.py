@@ -380,6 +380,17 @@ def test_the_rate_at_which_an_engine_is_full_is_found(times: EngineTime) -> None
     assert "max_num_seqs run at a time" in str(result)
 
 
+@pytest.mark.parametrize(("rate", "is_light"), [(0.5, True), (8.0, False)])
+def test_a_log_of_little_load_is_told_to_say_little(
+    times: EngineTime, rate: float, *, is_light: bool
+) -> None:
+    """The rate that it gives is a long way from anything that was seen."""
+    load = requests(150, rate=rate, seed=9)
+    result = find_capacity(load, SETTINGS, times, FirstComeFirstServed)
+    assert (result.recorded_requests_per_s < 0.2 * result.sustained_requests_per_s) is is_light
+    assert ("So light a load" in str(result)) is is_light
+
+
 def test_requests_that_come_at_once_have_no_rate(times: EngineTime) -> None:
     """So there is none to scale."""
     load = [Arrival(time=1.0, num_prompt_tokens=5, num_output_tokens=5)] * 3
