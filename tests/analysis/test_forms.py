@@ -54,13 +54,18 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def without_places(found: object) -> object:
-    """Return what a command says without the names of files, which are not the same."""
+    """Return what a command says without names of logs, and without the last digits of sums.
+
+    The names are not the same, and sums depend on where a log is divided.
+    """
     if isinstance(found, dict):
         return {
             name: without_places(value)
             for name, value in found.items()
-            if name not in {"logs", "log", "files", "file", "label"}
+            if name not in {"label", "side", "warnings"}
         }
+    if isinstance(found, float):
+        return float(f"{found:.9g}")
     return [without_places(value) for value in found] if isinstance(found, list) else found
 
 
@@ -79,10 +84,14 @@ def without_places(found: object) -> object:
 def test_every_form_gives_the_same_answer(
     forms: dict[str, str], command: list[str | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`compare` sets the form beside the plain log: nothing differs."""
+    """`compare` sets the form beside the plain log; `validate` is about lines."""
     answers = {}
     for form, log in forms.items():
         name, *options = [forms["plain"] if word is None else word for word in command]
+        if name == "validate" and "Parquet" in form:
+            assert main([name, log, *options]) == 2
+            assert "is Parquet, which has no lines; name the log" in capsys.readouterr().err
+            continue
         assert main([name, log, *options]) == 0, form
         answers[form] = without_places(json.loads(capsys.readouterr().out))
     assert answers["plain"]
