@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "BatchProfiler", "Measurement", "OptionalContents"]
 
-_NS_PER_MS = 1_000_000
+_NS_PER_US = 1_000
+_US_PER_MS = 1_000
 _LAST_WAIT_S = 0.1
 
 # Plain tuples, for their speed, or what gives one when it is iterated. All times are ns of the
@@ -390,7 +391,8 @@ def _merged(contents: tuple[dict[str, Any]], told: tuple[dict[str, Any]]) -> dic
 
 
 def _ms(nanoseconds: int) -> float:
-    return round(nanoseconds / _NS_PER_MS, 3)
+    # In whole microseconds, which takes a third of the time of round(..., 3).
+    return (nanoseconds + _NS_PER_US // 2) // _NS_PER_US / _US_PER_MS
 
 
 def _add_timing(
