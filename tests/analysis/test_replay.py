@@ -317,6 +317,18 @@ def test_more_room_is_recommended_where_requests_wait_for_it(times: EngineTime) 
     assert "run it once" in str(result)
 
 
+def test_a_gain_within_what_replays_are_off_is_not_recommended(times: EngineTime) -> None:
+    """Although every draw of the fit agrees that there is one."""
+    result = tuned(times, [(256, 32)])
+    (more,) = result.others
+    for gain, is_recommended in ((0.05, False), (0.11, True)):
+        change = attrs.evolve(more.changes["request_ms"], value=-gain, low=-gain, high=-gain)
+        slight = attrs.evolve(more, changes={**more.changes, "request_ms": change})
+        told = attrs.evolve(result, others=(slight,))
+        assert (told.recommended is slight) is is_recommended
+        assert ("sooner by more than 8%" in str(told)) is not is_recommended
+
+
 def test_what_changes_nothing_is_not_recommended(times: EngineTime) -> None:
     """The replay is held against what was measured, and says so if it is far off."""
     result = tuned(times, [(256, 8)], recorded={"step_ms": 1.0})
