@@ -173,19 +173,24 @@ def read_only(bench: Bench) -> Iterator[Met]:
 
 @contextmanager
 def removed(bench: Bench) -> Iterator[Met]:
-    """Somebody removes the folder in the middle of each round with a profiler."""
+    """Somebody removes the folder in the middle of each round.
+
+    In rounds without a profiler it is another folder: to remove one takes time as well.
+    """
     timers: list[threading.Timer] = []
-    logs = bench.folder / "logs"
+    logs, others = bench.folder / "logs", bench.folder / "others"
     profiling = bench.one.profile(str(logs / "log.jsonl"))
 
-    def remove() -> None:
+    def remove(folder: Path) -> None:
         with suppress(FileNotFoundError):  # it is made again with the next batch
-            shutil.rmtree(logs.rename(bench.folder / f"away-{len(timers)}"))
+            shutil.rmtree(folder.rename(bench.folder / f"away-{len(timers)}"))
 
     def before(number: int) -> None:
-        if is_on(number):
-            timers.append(threading.Timer(0.05, remove))
-            timers[-1].start()
+        others.mkdir(exist_ok=True)
+        (others / "log.jsonl").touch()
+        folder = logs if is_on(number) else others
+        timers.append(threading.Timer(0.05, remove, [folder]))
+        timers[-1].start()
 
     yield profiling, before
     for timer in timers:
