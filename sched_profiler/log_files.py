@@ -46,6 +46,7 @@ LogPath = str | os.PathLike[str]
 _LOG_SUFFIX = ".jsonl"
 _PARQUET_SUFFIX = ".parquet"
 _KINDS = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet"
+_ATTEMPTS = 3
 
 
 class _Place(Protocol):
@@ -167,9 +168,16 @@ def find_manifests(*logs: LogPath) -> Iterator[tuple[str, bytes]]:
         for path in file.place.beside(file.path, MANIFEST_SUFFIX):
             if path not in found and not is_request_trace(posixpath.basename(path)):
                 found.add(path)
-                with file.place.open(path)[1] as stream:
-                    text = manifest_text(stream)
-                yield path, text
+                yield path, _manifest_at(path, file.place)
+
+
+def _manifest_at(path: str, place: _Place) -> bytes:
+    """Return the text of a manifest, read anew if it was renewed meanwhile: its run may live."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(LogError), place.reading(path), place.open(path)[1] as stream:
+            return manifest_text(stream)
+    with place.reading(path), place.open(path)[1] as stream:
+        return manifest_text(stream)
 
 
 def find_request_traces(*logs: LogPath) -> list[LogFile]:

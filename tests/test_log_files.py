@@ -6,12 +6,12 @@ import builtins
 import gzip
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from synthetic import records, write_log
 
-from sched_profiler import LogError, compression
+from sched_profiler import LogError, compression, log_files
 from sched_profiler.log_files import find_logs, find_manifests, open_log
 from sched_profiler.reader import Tally, read_blocks, read_records
 
@@ -109,6 +109,34 @@ def test_a_url_is_read_as_a_path_is(folder: Path) -> None:
         store.pipe_file("/empty/more.txt", b"")
         with pytest.raises(LogError, match=r"holds no log .*check the bucket and the prefix"):
             find_logs("memory://empty/")
+    finally:
+        store.store.clear()
+
+
+@pytest.mark.parametrize("num_failures", [2, 3])
+def test_a_manifest_that_is_renewed_while_it_is_read_is_read_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_failures: int
+) -> None:
+    """A store says then that the object is no longer there; after that has failed, so has all."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    text = next(folder.glob("*.run.json")).read_bytes()
+    failures = [OSError(16, "the remote file no longer exists")] * num_failures
+
+    def read(stream: BinaryIO) -> bytes:
+        if failures:
+            raise failures.pop()
+        return stream.read()
+
+    monkeypatch.setattr(log_files, "manifest_text", read)
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                store.pipe_file(f"/b/logs/{path.name}", path.read_bytes())
+        if num_failures < 3:
+            assert [found for _, found in find_manifests("memory://b/logs/")] == [text]
+        else:
+            with pytest.raises(LogError, match=r"^memory://.*log.run.run.json: .*no longer exists"):
+                list(find_manifests("memory://b/logs/"))
     finally:
         store.store.clear()
 

@@ -93,6 +93,20 @@ def test_spikes_at_a_constant_distance_are_said_to_be(busy: bool) -> None:  # no
     assert finding.remedy.startswith("Look for what counts to 40 ")
 
 
+def test_smaller_spikes_of_a_busy_machine_hide_none_that_keep_to_a_distance() -> None:
+    """Although there are more of them; they are left out of what is told."""
+    df = pd.DataFrame([attrs.asdict(record) for record in SimulatedEngine().run(900)])
+    df.loc[39::40, "schedule_duration_ms"] += 100
+    draw = np.random.default_rng(5)
+    at = draw.choice([n for n in range(900) if n % 40 != 39], size=28, replace=False)
+    df.loc[at, "schedule_duration_ms"] += draw.uniform(4.0, 5.0, size=28)
+    df.loc[draw.choice(900, size=28, replace=False), "model_run_duration_ms"] += 4.3
+    (finding,) = (one for one in find_anomalies(df) if one.kind == "schedule_spikes")
+    assert finding.numbers["period_batches"] == 40
+    assert 22 <= finding.numbers["num_spikes"] <= 26
+    assert finding.numbers["spike_ms_p50"] == pytest.approx(100, rel=0.05)
+
+
 def test_spikes_no_more_frequent_than_those_of_the_machine_are_not_found(find: Find) -> None:
     """What holds the model up as often as schedule() is not the scheduler's doing."""
     times = Times(hiccups_per_s=5, schedule_constant=1.0, constant=4.0)

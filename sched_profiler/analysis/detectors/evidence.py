@@ -109,7 +109,7 @@ class Evidence:
             return chance_of_as_many(int((excess >= over).sum()), (num_longer + 1) * share)
 
         # Many small ones may be beyond chance, or few large ones among them.
-        return min(chance(float(excess.min())), chance(float(np.median(excess)))) > _RARE
+        return min(chance(float(over)) for over in np.quantile(excess, (0.0, 0.5, 0.75))) > _RARE
 
     def finding(
         self,

@@ -46,11 +46,19 @@ def spikes(run: Evidence) -> Iterator[Finding]:
     usual = rolling_median(schedule, _WINDOW)
     excess = schedule - usual
     spike = (schedule > _SPIKE_TIMES * usual) & (excess > _SPIKE_OF_STEP * run.step_ms)
+    if int(spike.sum()) < _FEWEST_SPIKES:
+        return
+    batch_ids = run.column("batch_id").astype(np.int64)
+    every = period(batch_ids[spike])
+    if every is None:
+        # The smaller ones may be those of a busy machine, and hide what the larger ones keep to.
+        large = spike & (excess >= np.median(excess[spike]))
+        every = period(batch_ids[large])
+        spike = spike if every is None else large
     count = int(spike.sum())
     lost = run.share(float(excess[spike].sum()))
-    if count < _FEWEST_SPIKES or lost < _SPIKES:
+    if lost < _SPIKES:
         return
-    every = period(run.column("batch_id")[spike].astype(np.int64))
     # What the machine does knows nothing of batches.
     if every is None and run.is_bad_luck(excess[spike], float(usual.sum())):
         return
