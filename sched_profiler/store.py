@@ -149,9 +149,16 @@ class Store:
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
-        """Turn failures of a block that reads a file into errors of ours."""
+        """Turn failures of a block that reads a file into errors of ours.
+
+        What the client has kept of the listing is forgotten then: the file may be another now.
+        """
         with self._errors(LogError, path):
-            yield
+            try:
+                yield
+            except BaseException:
+                self._opened().invalidate_cache()
+                raise
 
     def put(self, file: Path, name: str) -> None:
         """Upload a file under the URL, and confirm that all of it arrived.

@@ -55,7 +55,7 @@ BOXES = {
     "queue, writer": Box("engine", "writer lifetime", (620, 150, 150, 48)),
     "sinks": Box(
         "engine",
-        "sinks/: base tee detached guarded jsonl rotation parts locks priority remote upload"
+        "sinks/: base tee detached guarded jsonl rotation parts locks remote upload"
         " console prometheus opentelemetry metrics memory\nboundary testing",
         (810, 50, 170, 150),
     ),

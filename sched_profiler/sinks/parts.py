@@ -15,7 +15,6 @@ import orjson
 from sched_profiler import compression
 from sched_profiler.boundary import Boundary
 from sched_profiler.log_names import NS_PER_MS
-from sched_profiler.sinks.priority import lower_priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +112,9 @@ class PartsKeeper:
         self._woken = threading.Event()
         self._woken.set()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="sched-profiler-parts", daemon=True)
+        self._thread = threading.Thread(
+            target=self._look_after, name="sched-profiler-parts", daemon=True
+        )
         self._see_to_thread()
 
     def wake(self) -> None:
@@ -136,10 +137,6 @@ class PartsKeeper:
             # Python 3.12 starts none once the main thread has ended; then the close does it all.
             with contextlib.suppress(RuntimeError):
                 self._thread.start()
-
-    def _run(self) -> None:
-        lower_priority()
-        self._look_after()
 
     def _look_after(self) -> None:
         for look in itertools.count():

@@ -16,7 +16,6 @@ from sched_profiler.log_names import check_placeholders, fill
 from sched_profiler.messages import logger
 from sched_profiler.redact import redacted, without_credentials
 from sched_profiler.sinks.jsonl import BATCHES, JsonlSink, Lines
-from sched_profiler.sinks.priority import lower_priority
 from sched_profiler.sinks.rotation import Rotation
 from sched_profiler.sinks.upload import destination_of, upload_parts, upload_rest
 from sched_profiler.store import Store, require, start_loop
@@ -183,7 +182,6 @@ class RemoteSink:
             self._store.leave_open()
 
     def _run(self) -> None:
-        lower_priority()
         # Python 3.12 starts no thread once the main thread has ended, and the last upload is then.
         start_loop()
         while True:
