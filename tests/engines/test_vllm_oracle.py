@@ -35,7 +35,7 @@ MOST_IDLE = 100
 
 
 class StuckError(Exception):
-    """vLLM waits for ever: for KV cache of a session that waits itself, and keeps it."""
+    """vLLM leaves a request unserved: it waits for KV cache that a waiting session keeps."""
 
 
 class Engine:
@@ -166,7 +166,8 @@ class Engine:
             assert num_steps < 5000
             if num_steps - last_batch > MOST_IDLE:
                 raise StuckError
-        assert not self.scheduler.requests
+        if self.scheduler.requests:
+            raise StuckError
         self.check()
         assert not self.probe._watched, "a request that is gone leaves nothing behind"
         assert not self.probe.hook.pending
