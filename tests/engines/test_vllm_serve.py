@@ -325,7 +325,9 @@ def scrape(server: Server) -> dict[tuple[str, str], float]:
     }
 
 
-def test_sigterm_under_load_keeps_all_batches_but_those_of_the_last_moment(stopped: Stopped) -> None:
+def test_sigterm_under_load_keeps_all_batches_but_those_of_the_last_moment(
+    stopped: Stopped,
+) -> None:
     """Requests are in flight, and vLLM kills its engine core a moment after it asks it to end.
 
     No identifier is missing, and the batch that got no result is the last and says so. Not in the
