@@ -105,6 +105,21 @@ def test_a_sink_that_is_closed_goes_on_and_may_be_closed_again(tmp_path: Path, m
     assert (run.num_records, run.num_missing, run.end) == (20, 0, "clean")
 
 
+def test_no_thread_of_ours_has_a_lower_priority_than_the_engine(
+    tmp_path: Path, memory: Any
+) -> None:
+    """Without a processor it would keep the interpreter's lock, and the engine would wait."""
+    with BatchProfiler(RemoteSink("memory://x/", spool=tmp_path, rotation=SOON)) as profiler:
+        serve(profiler, 100)
+        until(lambda: memory.glob("/x/*.jsonl.gz"))
+        ours = [t for t in threading.enumerate() if t.name.startswith("sched-profiler")]
+        assert {"sched-profiler", "sched-profiler-parts", "sched-profiler-upload"} <= {
+            thread.name for thread in ours
+        }
+        found = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in ours}
+        assert found == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
 def test_a_url_of_a_file_gives_the_objects_its_name(tmp_path: Path, memory: Any) -> None:
     """They are beside each other all the same."""
     with BatchProfiler(RemoteSink("memory://a/b/run.jsonl", spool=tmp_path)) as profiler:
