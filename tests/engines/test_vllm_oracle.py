@@ -35,7 +35,7 @@ MOST_IDLE = 100
 
 
 class StuckError(Exception):
-    """vLLM leaves a request unserved: it waits for KV cache that a waiting session keeps."""
+    """vLLM leaves a request that streams its input unserved; it does so without a profiler too."""
 
 
 class Engine:
