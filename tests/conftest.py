@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from sched_profiler import BatchRecord
 from sched_profiler.testing import make_record
@@ -18,7 +18,7 @@ if os.environ.get("PROCESSES_WITHOUT_COVERAGE"):
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 # A machine that is busy is slow now and then: no test may fail of that.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 # For `make fuzz`.
 settings.register_profile("long", deadline=None, max_examples=20_000)

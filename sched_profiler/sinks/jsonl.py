@@ -115,7 +115,7 @@ class JsonlSink:
         self._lock = threading.RLock()
         self._names: LogNames | None = None
         self._log_name = ""
-        self._file: int | None = None
+        self._file: _OpenFile | None = None
         self._is_failing = False
         # Another engine writes to the file that was asked for.
         self._is_taken = False
@@ -245,7 +245,7 @@ class JsonlSink:
             return
         block, written = b"", 0
         try:
-            file = self._opened()
+            file = self._opened().number
             block = b"".join(self._lines)
             # A short write (a full disk, a signal) is gone on with where it stopped.
             while written < len(block):
@@ -271,15 +271,13 @@ class JsonlSink:
         self._head = block[begun:written] if begun else self._head + block[:written]
         self._size += written
 
-    def _opened(self) -> int:
+    def _opened(self) -> _OpenFile:
         """Return the file to write to, made anew if somebody took it away."""
-        path = self._current()
-        if self._file is not None and not _is_at(path, self._file):
-            os.close(self._file)
-            self._file = None
+        if self._file is not None and not self._file.is_at_its_path():
+            self._close_file()
         if self._file is None:
-            self._file = self._open(path)
-            self._size = os.fstat(self._file).st_size
+            self._file = self._open(self._current())
+            self._size = os.fstat(self._file.number).st_size
             if self._head:
                 self._lines.insert(0, self._head)
                 self._head = b""
@@ -289,7 +287,7 @@ class JsonlSink:
                 self._look_after_parts()
         return self._file
 
-    def _open(self, path: Path) -> int:
+    def _open(self, path: Path) -> _OpenFile:
         self._make_folder(path.parent)
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not self._has_own_file and not _is_free(file):
@@ -303,7 +301,12 @@ class JsonlSink:
         if size and os.pread(file, 1, size - 1) != b"\n":
             # A writer died in the middle of a line: end that line, or it would swallow ours.
             os.write(file, b"\n")
-        return file
+        return _OpenFile(path, file)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file.number)
+            self._file = None
 
     def _make_folder(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -334,9 +337,7 @@ class JsonlSink:
         """Give the part that grew the name of a closed one."""
         if self._names is None or not self._rotation.is_on or not self._size:
             return
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close_file()
         self._newest_ns = max(self._began_ns, self._newest_ns + NS_PER_MS)
         try:
             self._current().rename(self._names.closed(self._newest_ns, self._first_batch_id))
@@ -373,9 +374,7 @@ class JsonlSink:
 
     def _end(self) -> None:
         with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close_file()
         if self._has_ended:
             return
         self._has_ended = True
@@ -419,11 +418,27 @@ class JsonlSink:
         write_manifest(names.manifest, manifest)
 
 
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
+class _OpenFile:
+    """An open file, and where it was found.
+
+    It is asked for in every flush. Each system call lets the engine's thread have the interpreter,
+    which then is to be waited for: so this is one, and what it compares with is kept.
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.number = number
+        self._path = os.fspath(path)
+        self._identity = _identity(os.fstat(number))
+
+    def is_at_its_path(self) -> bool:
+        try:
+            return _identity(os.stat(self._path)) == self._identity  # noqa: PTH116 - a third of the time of a Path
+        except FileNotFoundError:
+            return False
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _is_free(file: int) -> bool:
