@@ -12,7 +12,7 @@ the log `sched.jsonl` and the run `1f2844d5b97a`:
 The request trace of a log is a log of its own beside it, `sched.requests.jsonl`, with the same
 kinds of files.
 
-Without rotation the current part is the path itself, unless another process writes to it, and there
+Without rotation the current part is the path itself, unless another engine writes to it, and there
 is no lock beside it.
 """
 

@@ -104,6 +104,20 @@ def test_the_pages_of_the_site_have_all_they_need_and_fit(
     watched.context.close()
 
 
+def test_no_page_scrolls_sideways_on_a_phone(browser: Browser, site: Path) -> None:
+    """In both languages; what is wider, such as a table, scrolls for itself."""
+    context = browser.new_context(**PHONE)
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    too_wide = {}
+    for file in sorted(site.rglob("*.html")):
+        page.goto(file.as_uri())
+        if (pixels := page.evaluate(SIDEWAYS)) > 0:
+            too_wide[str(file.relative_to(site))] = pixels
+    assert too_wide == {}
+    context.close()
+
+
 @pytest.mark.parametrize(
     "name",
     ["tutorial/find-a-stall", "reference/command-line", "how-to/watch-a-live-engine"],

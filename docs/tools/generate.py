@@ -215,6 +215,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
+    "analysis rate": measured.analysis_rate,
     "delivery rate": measured.delivery_rate,
     "top cost": measured.top_cost,
     "validate rate": measured.validate_rate,

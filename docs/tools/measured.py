@@ -160,6 +160,22 @@ def validate_rate() -> str:
     return _table(["decodes in a record", "records/s", "MB/s", "records/s of jsonschema"], rows)
 
 
+def analysis_rate() -> str:
+    """Return the time and the memory that logs of several lengths take, in several ways."""
+    rows = [
+        [
+            f"{row['way']}",
+            f"{row['records']:,}",
+            f"{row['megabytes']:,.0f}",
+            f"{row['wall_s']:.1f}",
+            f"{row['cpu_s']:.1f}",
+            f"{row['peak_mb']:,.0f}",
+        ]
+        for row in sorted(_load("analysis_rate"), key=lambda row: row["records"])
+    ]
+    return _table(["", "records", "log, MB", "time, s", "time of all cores, s", "memory, MB"], rows)
+
+
 def delivery_rate() -> str:
     """Return what became of batches that came faster than any engine makes them."""
     rows = [

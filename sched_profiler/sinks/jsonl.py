@@ -66,8 +66,8 @@ class JsonlSink:
     """Appends to a file; makes its parent folders; never truncates what is there.
 
     Whole lines are handed to the operating system in one call, in append mode: what was flushed
-    survives the death of the process by any signal. Each process has a file of its own: if another
-    one writes to the file that was asked for, the run's name becomes part of the file's, as it does
+    survives the death of the process by any signal. No two engines share a file: if another one
+    writes to the file that was asked for, the run's name becomes part of the file's, as it does
     with a `Rotation`.
 
     While the file cannot be written (a full disk, a folder that is read-only or gone), the sink
@@ -295,7 +295,7 @@ class JsonlSink:
             self._is_taken = True
             own = self._current()
             self._log_name = own.name
-            logger.warning("another process writes to %s: this run goes to %s", path, own)
+            logger.warning("another engine writes to %s: this run goes to %s", path, own)
             return self._open(own)
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
@@ -304,9 +304,13 @@ class JsonlSink:
         return _OpenFile(path, file)
 
     def _close_file(self) -> None:
-        if self._file is not None:
-            os.close(self._file.number)
-            self._file = None
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            # A forked process may hold the same open file, and it would stay locked.
+            fcntl.flock(self._file.number, fcntl.LOCK_UN)
+        os.close(self._file.number)
+        self._file = None
 
     def _make_folder(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -442,11 +446,11 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _is_free(file: int) -> bool:
-    """Tell whether no other process writes to a file, and keep it so as long as it is open."""
+    """Tell whether nobody else writes to a file, and keep it so as long as it is open."""
     if not stat.S_ISREG(os.fstat(file).st_mode):
         return True  # such as /dev/null, which is everybody's
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import attrs
@@ -122,6 +124,7 @@ def test_a_file_that_cannot_be_made_is_an_error_of_the_sink(
 
 WRITER = """
 import sys
+import time
 from sched_profiler import BatchProfiler, JsonlSink
 with BatchProfiler(JsonlSink(sys.argv[1])) as profiler:
     batch = profiler.begin()
@@ -152,7 +155,7 @@ def test_a_file_that_another_process_writes_to_is_left_to_it(
         assert sink.shown == str(own)
         assert decode(own.read_bytes()).run_id == "ours"
         assert path.read_bytes() == theirs
-        assert f"another process writes to {path}: this run goes to {own}" in caplog.text
+        assert f"another engine writes to {path}: this run goes to {own}" in caplog.text
         sink.close()
     assert writer.returncode == 0
     sink = JsonlSink(path)
@@ -161,19 +164,54 @@ def test_a_file_that_another_process_writes_to_is_left_to_it(
     assert [decode(line).run_id for line in path.read_bytes().splitlines()][1:] == ["later"]
 
 
-def test_two_sinks_of_one_process_append_whole_lines_to_one_file(
+def test_no_two_sinks_of_one_process_share_a_file(tmp_path: Path, record: BatchRecord) -> None:
+    """Neither do they where the first one has ended and begins again."""
+    path = tmp_path / "log.jsonl"
+    sinks = {run_id: JsonlSink(path) for run_id in ("first", "second", "third")}
+    for _ in range(3):
+        for run_id, sink in sinks.items():
+            sink.write(attrs.evolve(record, run_id=run_id))
+            sink.flush()
+    sinks["first"].close()
+    fourth = JsonlSink(path)
+    fourth.write(attrs.evolve(record, run_id="fourth"))
+    fourth.flush()
+    sinks["first"].write(attrs.evolve(record, run_id="first"))
+    for sink in (*sinks.values(), fourth):
+        sink.close()
+    runs = {
+        file.name: [decode(line).run_id for line in file.read_bytes().splitlines()]
+        for file in tmp_path.iterdir()
+    }
+    assert runs == {
+        "log.jsonl": ["first"] * 3 + ["fourth"],
+        "log.second.jsonl": ["second"] * 3,
+        "log.third.jsonl": ["third"] * 3,
+        "log.first.jsonl": ["first"],
+    }
+
+
+def test_a_forked_process_does_not_keep_a_file_that_was_closed(
     tmp_path: Path, record: BatchRecord
 ) -> None:
-    """An engine may follow another in a program before that is closed."""
+    """It holds the same open file as the engine that it was forked from."""
     path = tmp_path / "log.jsonl"
-    sinks = [JsonlSink(path), JsonlSink(path)]
-    for _ in range(3):
-        for sink in sinks:
-            sink.write(record)
-            sink.flush()
-    for sink in sinks:
-        sink.close()
-    assert [decode(line) for line in path.read_bytes().splitlines()] == [record] * 6
+    first = JsonlSink(path)
+    first.write(attrs.evolve(record, run_id="first"))
+    first.flush()
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        first.close()
+        second = JsonlSink(path)
+        second.write(attrs.evolve(record, run_id="second"))
+        second.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert [decode(line).run_id for line in path.read_bytes().splitlines()] == ["first", "second"]
 
 
 def test_files_follow_the_umask_of_the_user(tmp_path: Path, record: BatchRecord) -> None:
