@@ -56,14 +56,20 @@ def at_process_end(
 
 
 def _close_all() -> None:
-    while _registered:
-        _registered.pop().close()
+    # A process that was forked has nothing to close: its parent does.
+    while _registered and _hooked_in == os.getpid():
+        # It stays registered until it is closed: a signal may end this in the middle.
+        actions = _registered[-1]
+        actions.close()
+        with contextlib.suppress(ValueError):
+            _registered.remove(actions)
 
 
 def _hook_process_end() -> None:
     global _hooked_in  # noqa: PLW0603 - hooks are set once in a process, and a fork is another one
     if _hooked_in != os.getpid():
         _hooked_in = os.getpid()
+        _registered.clear()
         atexit.register(_close_all)
         # Any priority will do: it makes multiprocessing run this before it leaves by os._exit.
         Finalize(None, _close_all, exitpriority=0)

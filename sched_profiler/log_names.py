@@ -177,7 +177,8 @@ class LogNames:
     @classmethod
     def of_run(cls, template: str, *, label: str, values: Mapping[str, str]) -> LogNames:
         """Fill in the placeholders of `template` and `label`."""
-        path, label = Path(fill(template, values)), fill(label, values)
+        # A dot ends the stem: where a label had one, another log might take the run for its own.
+        path, label = Path(fill(template, values)), fill(label, values).replace(".", "_")
         stem = path.stem
         own = stem if "{run_id}" in Path(template).name else f"{stem}.{label}"
         return cls(template, path.parent, stem, path.suffix, label, own)
@@ -234,7 +235,7 @@ class LogNames:
             if is_request_trace(path.name) != is_request_trace(self.manifest.name):
                 continue
             own = path.name.removesuffix(MANIFEST_SUFFIX)
-            match = re.fullmatch(rf"(?P<stem>{self._stem_pattern()})(?:\.(?P<label>.+))?", own)
+            match = re.fullmatch(rf"(?P<stem>{self._stem_pattern()})(?:\.(?P<label>[^.]+))?", own)
             if match is None or (path.parent == self.folder and own == self.own):
                 continue
             if "{run_id}" in Path(self.template).name:

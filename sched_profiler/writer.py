@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -192,6 +193,9 @@ class BackgroundWriter:
         # A simple queue is what a signal handler may use; the lock of an event it may not.
         self._wake: queue.SimpleQueue[_Flush | None] = queue.SimpleQueue()
         self._closing = False
+        self._has_closed = False
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._has_ended = False
         self._close_sink_soon = False
         self._is_home = True
         self._poll_s = _POLL_S
@@ -257,17 +261,19 @@ class BackgroundWriter:
         A sink that blocks for ever is left behind after `timeout` seconds: the process may end.
         With `strict`, raise what went wrong.
         """
-        if self._closing:
+        if self._has_closed:
             return self._is_home and self.num_dropped == 0 and not self.queue
         self._closing = True
         self.room = 0
+        if self._thread is not None:
+            self._wake.put(None)
+            self._wait_for_end(timeout)
+        self._has_closed = True
         if self._forget_exit is not None:
             self._forget_exit()
         if self._thread is None:
             return self._maker.close()
-        self._wake.put(None)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
+        if not self._has_ended:
             logger.error(
                 "the sink still blocks after %s s; records of %d %s are not written",
                 timeout,
@@ -279,6 +285,16 @@ class BackgroundWriter:
         if self.num_dropped:
             logger.warning("%d %s have no record", self.num_dropped, self._what)
         return self._is_home and self.num_dropped == 0
+
+    def _wait_for_end(self, timeout: float | None) -> None:
+        """Wait for the end of the thread, at most so long.
+
+        A signal may end this: then whoever ends the process calls again, and waits as well. After a
+        KeyboardInterrupt in it, `Thread.join` waits for a thread no more.
+        """
+        if not self._has_ended:
+            with contextlib.suppress(queue.Empty):
+                self._ended.put(self._ended.get(timeout=timeout))
 
     def _warn_of_overflow(self) -> None:
         if not self._has_warned:
@@ -300,6 +316,13 @@ class BackgroundWriter:
         self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._write_until_closed()
+        finally:
+            self._has_ended = True
+            self._ended.put(None)
+
+    def _write_until_closed(self) -> None:
         flushes: list[_Flush] = []
         while True:
             # Read before draining: what was put before close() or flush() is then drained too.

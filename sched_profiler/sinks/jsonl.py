@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import stat
@@ -28,7 +29,7 @@ from sched_profiler.log_names import (
 )
 from sched_profiler.manifest import count_removed, write_manifest
 from sched_profiler.messages import logger
-from sched_profiler.sinks.locks import RunLocks
+from sched_profiler.sinks.locks import RunLocks, not_for_forks
 from sched_profiler.sinks.parts import PartsKeeper
 from sched_profiler.sinks.rotation import Rotation
 
@@ -98,7 +99,7 @@ class JsonlSink:
             SettingError: if `path` has another placeholder, or a package that `rotation` needs is
                 not installed.
         """
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         check_placeholders(str(self.path))
         if rotation.compress is not None:
             compression.require(rotation.compress)
@@ -110,6 +111,7 @@ class JsonlSink:
         self._manifest_boundary = Boundary(f"the run manifest of {self}", limit=None)
         self._manifest_due_ns = 0
         self.locks = RunLocks()
+        not_for_forks(self)
         self._keeper: PartsKeeper | None = None
         # The keeper closes a part that is old enough, also while no record comes.
         self._lock = threading.RLock()
@@ -241,12 +243,23 @@ class JsonlSink:
                 raise
 
     def _bring_out(self) -> None:
-        if not self._lines:
-            return
-        block, written = b"", 0
+        # After a failure it is tried again with every record, and many are kept: one line will do.
+        least = 1 if self._is_failing else _FLUSH_BYTES
+        while self._lines:
+            self._write_block(least)
+            least = _FLUSH_BYTES
+        if self._is_failing:
+            self._is_failing = False
+            logger.warning("%s can be written again", self._current())
+
+    def _write_block(self, least: int) -> None:
+        """Write as many of the first lines as have so many bytes, or all."""
+        block, num_pieces, written = b"", 0, 0
         try:
             file = self._opened().number
-            block = b"".join(self._lines)
+            sizes = itertools.accumulate(map(len, self._lines))
+            num_pieces = 1 + sum(1 for _ in itertools.takewhile(least.__gt__, sizes))
+            block = b"".join(self._lines[:num_pieces])
             # A short write (a full disk, a signal) is gone on with where it stopped.
             while written < len(block):
                 written += os.write(file, block[written:] if written else block)
@@ -256,17 +269,15 @@ class JsonlSink:
             raise SinkUnavailableError(error.errno, error.strerror, where) from error
         finally:
             if written:
-                self._note_written(block, written)
-        if self._is_failing:
-            self._is_failing = False
-            logger.warning("%s can be written again", self._current())
+                self._note_written(block, num_pieces, written)
 
-    def _note_written(self, block: bytes, written: int) -> None:
+    def _note_written(self, block: bytes, num_pieces: int, written: int) -> None:
         rest = block[written:]
-        num_left = rest.count(b"\n")
-        self._num_written += self._num_lines - num_left
-        self._num_lines, self._num_bytes = num_left, len(rest)
-        self._lines = [rest] if rest else []
+        num_lines = block.count(b"\n") - rest.count(b"\n")
+        self._num_written += num_lines
+        self._num_lines -= num_lines
+        self._num_bytes -= written
+        self._lines[:num_pieces] = [rest] if rest else []
         begun = block.rfind(b"\n", 0, written) + 1
         self._head = block[begun:written] if begun else self._head + block[:written]
         self._size += written
@@ -280,6 +291,7 @@ class JsonlSink:
             self._size = os.fstat(self._file.number).st_size
             if self._head:
                 self._lines.insert(0, self._head)
+                self._num_bytes += len(self._head)
                 self._head = b""
             # What was beside the file may be gone as well.
             self._manifest_due_ns = 0
@@ -298,19 +310,24 @@ class JsonlSink:
             logger.warning("another engine writes to %s: this run goes to %s", path, own)
             return self._open(own)
         size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
-            # A writer died in the middle of a line: end that line, or it would swallow ours.
-            os.write(file, b"\n")
+        try:
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                # A writer died in the middle of a line: end that line, or it would swallow ours.
+                os.write(file, b"\n")
+        except OSError:
+            os.close(file)
+            raise
         return _OpenFile(path, file)
 
     def _close_file(self) -> None:
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            # A forked process may hold the same open file, and it would stay locked.
-            fcntl.flock(self._file.number, fcntl.LOCK_UN)
-        os.close(self._file.number)
-        self._file = None
+        if self._file is not None:
+            os.close(self._file.number)
+            self._file = None
+
+    def forget_files(self) -> None:
+        """Leave the file to the parent, in a process that was forked."""
+        self._lock = threading.RLock()
+        self._close_file()
 
     def _make_folder(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -373,6 +390,9 @@ class JsonlSink:
             with self._lock:
                 self._num_removed += num_records
                 self._manifest_due_ns = 0
+                if self._has_ended:
+                    # Nobody would write it any more.
+                    self._write_manifest(ended=True)
         else:
             count_removed(part.path.with_name(part.own + MANIFEST_SUFFIX), num_records)
 
@@ -397,8 +417,11 @@ class JsonlSink:
 
     def _write_manifest(self, *, ended: bool = False) -> None:
         self._manifest_due_ns = self._clock.monotonic_ns() + _MANIFEST_NS
-        if self._run is not None and self._names is not None:
-            self._manifest_boundary.guard(self._renew_manifest, self._run, self._names, ended)
+        if self._run is None or self._names is None:
+            return
+        if not self._manifest_boundary.guard(self._renew_manifest, self._run, self._names, ended):
+            # The next flush tries again: without one nobody knows where a run is bound for.
+            self._manifest_due_ns = 0
 
     def _renew_manifest(self, run: Run, names: LogNames, ended: bool) -> None:  # noqa: FBT001 - passed on by the boundary
         now = self._clock.time_ns() / 1e9
@@ -410,6 +433,7 @@ class JsonlSink:
         num_told = run.num_dropped() + (self._num_lines if ended else 0)
         manifest = attrs.evolve(
             self._manifest,
+            log=self._log_name,
             updated=now,
             ended=now if ended else None,
             clean_end=ended and not self._lines,

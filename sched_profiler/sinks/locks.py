@@ -1,4 +1,4 @@
-"""Says whose files are whose."""
+"""Says whose files are whose, among processes and among the threads of one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,35 @@ import contextlib
 import fcntl
 import os
 import threading
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["RunLocks"]
+__all__ = ["RunLocks", "not_for_forks"]
+
+
+class _Forgetful(Protocol):
+    def forget_files(self) -> None:
+        """Close what is open here, in a process that was forked; the parent has it open."""
+
+
+_not_for_forks: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+
+
+def not_for_forks(holder: _Forgetful) -> None:
+    """Have a forked process close what is open here: else it keeps locks that the parent held."""
+    _not_for_forks.add(holder)
+
+
+def _forget_files() -> None:
+    for holder in list(_not_for_forks):
+        holder.forget_files()
+
+
+os.register_at_fork(after_in_child=_forget_files)
 
 
 class RunLocks:
@@ -24,7 +47,9 @@ class RunLocks:
     def __init__(self) -> None:
         """Hold no lock yet."""
         self._held: dict[Path, int] = {}
+        self._used: set[Path] = set()
         self._guard = threading.Lock()
+        not_for_forks(self)
 
     def take(self, path: Path) -> bool:
         """Take a lock if nobody else has it; tell whether it is held now."""
@@ -59,6 +84,36 @@ class RunLocks:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 os.close(file)
+
+    @contextlib.contextmanager
+    def using(self, path: Path) -> Iterator[None]:
+        """See to it that a file is not removed by `remove` meanwhile."""
+        with self._guard:
+            self._used.add(path)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._used.discard(path)
+
+    def remove(self, path: Path) -> bool:
+        """Remove a file, unless somebody is `using` it; tell whether it was removed.
+
+        Raises:
+            FileNotFoundError: if it is gone.
+        """
+        with self._guard:
+            if path in self._used:
+                return False
+            path.unlink()
+            return True
+
+    def forget_files(self) -> None:
+        """Hold nothing any more, in a process that was forked."""
+        self._guard = threading.Lock()
+        held, self._held = self._held, {}
+        for file in held.values():
+            os.close(file)
 
     def release_all(self) -> None:
         """Give all locks back."""

@@ -175,9 +175,11 @@ class PartsKeeper:
             too_large = rotation.keep_bytes is not None and total > rotation.keep_bytes
             if not too_many and not too_large:
                 return
+            # One that is on its way to a store stays: it would be counted as removed, and arrive.
             num_records = compression.num_lines(part.path)
             with contextlib.suppress(FileNotFoundError):
-                part.path.unlink()
+                if not self.locks.remove(part.path):
+                    continue
                 self._removed(part, num_records)
             total -= sizes[part]
 

@@ -209,7 +209,7 @@ class RemoteSink:
             return True
         if self._store is None:
             self._store = Store(self._spool.destination)
-        upload_parts(names, self._store, compress=compress)
+        upload_parts(names, self._store, self._spool.locks, compress=compress)
         done = upload_rest(names, self._store) if ending else False
         if not done:
             self._upload_manifest(names, self._store, at_once=ending)
@@ -237,7 +237,7 @@ class RemoteSink:
             return
         try:
             there = store.at(url)
-            upload_parts(names, there, compress=self._rotation.compress)
+            upload_parts(names, there, self._spool.locks, compress=self._rotation.compress)
             done = upload_rest(names, there)
         except SchedProfilerError as error:
             # Ours arrive: it is something about that place, and must not keep ours back.

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Leftover", "destination_of", "upload_folder", "upload_parts", "upload_rest"]
 
 
-def upload_parts(names: LogNames, store: Store, *, compress: str | None) -> None:
+def upload_parts(names: LogNames, store: Store, locks: RunLocks, *, compress: str | None) -> None:
     """Upload the parts of a run that are ready, oldest first.
 
-    Each is removed here once its size there is confirmed. Where parts are to be compressed, one
-    that is not yet is not ready.
+    Each is removed here once its size there is confirmed, and meanwhile `locks` keep it from giving
+    way to a limit. Where parts are to be compressed, one that is not yet is not ready.
 
     Raises:
         UploadError: if one did not arrive; it and those after it stay.
@@ -34,7 +34,7 @@ def upload_parts(names: LogNames, store: Store, *, compress: str | None) -> None
     for part in names.parts():
         if compress is None or part.is_compressed:
             # A part may give way to the limit of the spool at any time.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), locks.using(part.path):
                 store.put(part.path, part.path.name)
                 part.path.unlink()
 
@@ -47,7 +47,8 @@ def upload_rest(names: LogNames, store: Store) -> bool:
     Raises:
         UploadError: if the manifest did not arrive.
     """
-    if names.parts() or names.current(rotates=True).exists():
+    # In this order: a file that grew may become a part in between.
+    if names.current(rotates=True).exists() or names.parts():
         return False
     with contextlib.suppress(FileNotFoundError):
         store.put(names.manifest, names.manifest.name)
@@ -100,12 +101,12 @@ def upload_folder(folder: Path, url: str | None = None) -> Iterator[Leftover]:
             yield Leftover(names.own, 0, "still running; its own process uploads it")
             continue
         try:
-            yield _upload_run(names, url or destination_of(names))
+            yield _upload_run(names, url or destination_of(names), locks)
         finally:
             locks.release(names.lock)
 
 
-def _upload_run(names: LogNames, url: str | None) -> Leftover:
+def _upload_run(names: LogNames, url: str | None, locks: RunLocks) -> Leftover:
     if not names.parts() and not names.current(rotates=True).exists() and not destination_of(names):
         return Leftover(names.own, 0, "a log without rotation has no parts; copy its file instead")
     if url is None:
@@ -115,7 +116,7 @@ def _upload_run(names: LogNames, url: str | None) -> Leftover:
         settle(names, compress="gzip")
         before = len(names.parts())
         store = Store(url)
-        upload_parts(names, store, compress="gzip")
+        upload_parts(names, store, locks, compress="gzip")
         upload_rest(names, store)
     except (UploadError, SettingError, OSError) as error:
         return Leftover(names.own, before - len(names.parts()), str(error))

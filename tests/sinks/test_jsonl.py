@@ -8,13 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import attrs
 import pytest
 
-from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, Sink, decode
+from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, Rotation, Sink, decode
+from sched_profiler.testing import make_record
 
 
 def test_it_is_a_sink(tmp_path: Path) -> None:
@@ -124,7 +124,6 @@ def test_a_file_that_cannot_be_made_is_an_error_of_the_sink(
 
 WRITER = """
 import sys
-import time
 from sched_profiler import BatchProfiler, JsonlSink
 with BatchProfiler(JsonlSink(sys.argv[1])) as profiler:
     batch = profiler.begin()
@@ -191,27 +190,43 @@ def test_no_two_sinks_of_one_process_share_a_file(tmp_path: Path, record: BatchR
     }
 
 
-def test_a_forked_process_does_not_keep_a_file_that_was_closed(
-    tmp_path: Path, record: BatchRecord
-) -> None:
-    """It holds the same open file as the engine that it was forked from."""
-    path = tmp_path / "log.jsonl"
-    first = JsonlSink(path)
-    first.write(attrs.evolve(record, run_id="first"))
-    first.flush()
-    child = os.fork()
-    if not child:
-        time.sleep(60)
-        os._exit(0)
-    try:
-        first.close()
-        second = JsonlSink(path)
-        second.write(attrs.evolve(record, run_id="second"))
-        second.close()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert [decode(line).run_id for line in path.read_bytes().splitlines()] == ["first", "second"]
+FORKING = """
+import os, sys, time
+from sched_profiler import JsonlSink, Rotation
+from sched_profiler.manifest import Run
+from sched_profiler.testing import make_record
+sinks = [JsonlSink(sys.argv[1]), JsonlSink(sys.argv[2], rotation=Rotation(part_bytes=10**6))]
+for sink in sinks:
+    sink.begin_run(Run("killed", dp_rank=None, facts={}, num_dropped=lambda: 0))
+    sink.write(make_record(0, run_id="killed"))
+    sink.flush()
+if not os.fork():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_a_forked_process_keeps_no_file_of_an_engine_that_was_killed(tmp_path: Path) -> None:
+    """The next engine gets the log, and closes the part that the killed one left."""
+    plain, rotated = tmp_path / "plain.jsonl", tmp_path / "rotated.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(plain), str(rotated)], stdout=subprocess.PIPE
+    ) as engine:
+        assert engine.stdout is not None
+        child = int(engine.stdout.readline())
+        try:
+            engine.kill()
+            engine.wait()
+            for sink in (JsonlSink(plain), JsonlSink(rotated, rotation=Rotation(part_bytes=10**6))):
+                sink.write(make_record(0, run_id="next"))
+                sink.flush()
+                sink.close()
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert [decode(line).run_id for line in plain.read_bytes().splitlines()] == ["killed", "next"]
+    runs = {decode(part.read_bytes()).run_id for part in tmp_path.glob("rotated.*Z-*.jsonl")}
+    assert runs == {"killed", "next"}
 
 
 def test_files_follow_the_umask_of_the_user(tmp_path: Path, record: BatchRecord) -> None:
