@@ -214,7 +214,7 @@ class LogNames:
         Of a part that is just being compressed, and is there twice, one is returned.
         """
         pattern = re.compile(
-            rf"(?P<stem>{self._stem_pattern()})\.(?P<time>{_TIME})-(?P<label>.+)"
+            rf"(?P<stem>{self._stem_pattern()})\.(?P<time>{_TIME})-(?P<label>[^.]+)"
             rf"-(?P<first>[0-9]{{9,}}){re.escape(self.suffix)}(?:\.gz|\.zst)?"
         )
         found: dict[str, Part] = {}
@@ -239,7 +239,10 @@ class LogNames:
             if match is None or (path.parent == self.folder and own == self.own):
                 continue
             if "{run_id}" in Path(self.template).name:
-                yield attrs.evolve(self, folder=path.parent, stem=own, label=match["run"], own=own)
+                # What has a label besides is of another log, such as that of another rank.
+                if not match["label"]:
+                    run = match["run"]
+                    yield attrs.evolve(self, folder=path.parent, stem=own, label=run, own=own)
             elif match["label"]:
                 stem, label = match["stem"], match["label"]
                 yield attrs.evolve(self, folder=path.parent, stem=stem, label=label, own=own)
@@ -255,7 +258,7 @@ class LogNames:
         if run:
             texts = [re.escape(text) for text in _PLACEHOLDER.split(before)[::2]]
             known = len(".+?".join(texts))
-            pattern = f"{pattern[:known]}(?P<run>.+?){pattern[known + len('.+?') :]}"
+            pattern = f"{pattern[:known]}(?P<run>[^.]+?){pattern[known + len('.+?') :]}"
         return pattern
 
     def _matching(self, rest: str) -> Iterator[Path]:

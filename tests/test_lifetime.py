@@ -81,6 +81,36 @@ def test_nothing_is_lost_however_the_process_ends(end: str, code: int, tmp_path:
     assert '"model_run_duration_ms":null' in lines[-1]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_the_close_loses_nothing(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    """A second Ctrl-C, or a server that is asked to end while it does: what was put is written."""
+    slow = "write = JsonlSink.write; JsonlSink.write = lambda *a: (time.sleep(0.005), write(*a))"
+    done = run(
+        f"{slow}; p = BatchProfiler(JsonlSink(sys.argv[1])); serve(p);"
+        f" threading.Timer(0.5, os.kill, (os.getpid(), {int(signum)})).start(); p.close();"
+        " print('not interrupted')",
+        tmp_path,
+    )
+    assert done.returncode == -signum, done.stderr
+    assert done.stdout == ""
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+    (manifest,) = tmp_path.glob("*.run.json")
+    assert json.loads(manifest.read_bytes())["clean_end"] is True
+
+
+def test_a_forked_process_that_ends_leaves_all_to_its_parent(tmp_path: Path) -> None:
+    """It neither writes what waits in the parent, nor says that it is lost."""
+    done = run(
+        f"{ASLEEP} serve(sys.argv[1]); child = os.fork(); child or sys.exit(0);"
+        " os.waitpid(child, 0)",
+        tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
 def test_a_handler_of_sigterm_that_is_there_still_decides(tmp_path: Path) -> None:
     """It is called as ever; the engine may go on, and what it then does is recorded too."""
     done = run(

@@ -53,6 +53,27 @@ def test_the_other_runs_of_a_log_are_known_by_their_manifests(
     assert [part.own for part in mine.parts()] == [mine.own]
 
 
+@pytest.mark.parametrize("stem", ["log", "{run_id}", "a-{run_id}"])
+def test_the_runs_of_one_rank_are_not_those_of_another(tmp_path: Path, stem: str) -> None:
+    """Else rank 0 would give the files that a killed rank 1 left names of its own log."""
+    first = names_of(tmp_path / f"{stem}.jsonl", "first")
+    second = names_of(tmp_path / f"{stem}.dp1.jsonl", "second")
+    for names in (first, second):
+        names.manifest.touch()
+        names.current(rotates=True).touch()
+        names.closed(10**18, 0).touch()
+    for names in (first, second):
+        assert list(names.other_runs()) == []
+        assert [part.own for part in names.parts_of_all_runs()] == [names.own]
+
+
+def test_the_label_of_a_run_has_no_dot_though_the_host_has() -> None:
+    """So it is known where it begins."""
+    values = {"host": "gpu-1.example.com", "run_id": "r"}
+    names = LogNames.of_run("log.jsonl", label="{host}-{run_id}", values=values)
+    assert names.own == "log.gpu-1_example_com-r"
+
+
 @pytest.mark.parametrize("path", ["{x}", "a/{}", "{RUN_ID}"])
 def test_only_our_placeholders_are_placeholders(path: str) -> None:
     """Others are an error that names them and ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, Rotation, Sink, decode
+from sched_profiler import BatchProfiler, BatchRecord, JsonlSink, Rotation, Sink, decode, encode
 from sched_profiler.testing import make_record
 
 
@@ -105,6 +106,67 @@ def test_lines_that_do_not_fit_are_kept_and_written_later(
     assert path.stat().st_size == 10_001
     sink.close()
     assert [decode(x).batch_id for x in path.read_bytes().splitlines()] == list(range(100))
+
+
+def test_a_full_disk_is_tried_with_a_line_not_with_all_that_is_kept(
+    tmp_path: Path, record: BatchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megabytes handed over in vain with every record would take the engine's processor."""
+    tried: list[int] = []
+
+    def write(_: int, block: bytes) -> int:
+        tried.append(len(block))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sink = JsonlSink(tmp_path / "log.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        for number in range(4000):
+            sink.write(attrs.evolve(record, batch_id=number))
+    longest = len(encode(attrs.evolve(record, batch_id=3999)))
+    assert tried[0] > 1 << 20
+    assert len(tried) > 100
+    assert max(tried[1:]) <= longest
+    sink.close()
+    ids = [decode(x).batch_id for x in (tmp_path / "log.jsonl").read_bytes().splitlines()]
+    assert ids == list(range(4000))
+
+
+def test_a_line_that_cannot_be_ended_leaves_no_file_open(
+    tmp_path: Path, record: BatchRecord
+) -> None:
+    """A writer died in it when the disk was full, and it still is: each flush tries again."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"x" * 8192)
+    sink = JsonlSink(path)
+    sink.write(record)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(20):
+            with pytest.raises(OSError, match="File too large"):
+                sink.flush()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sink.close()
+    assert decode(path.read_bytes().splitlines()[1]) == record
+
+
+def test_a_relative_path_is_one_file_wherever_the_process_goes(
+    tmp_path: Path, record: BatchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is relative to where the sink was made."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sink = JsonlSink("log.jsonl")
+    sink.write(record)
+    sink.flush()
+    monkeypatch.chdir("elsewhere")
+    sink.write(record)
+    sink.close()
+    assert [decode(x) for x in (tmp_path / "log.jsonl").read_bytes().splitlines()] == [record] * 2
 
 
 def test_a_file_that_cannot_be_made_is_an_error_of_the_sink(

@@ -20,12 +20,14 @@ from sched_profiler import (
     JsonlSink,
     Rotation,
     SettingError,
+    compression,
     decode,
     encode,
 )
 from sched_profiler.manifest import parse_manifest
 from sched_profiler.reader import read_records
 from sched_profiler.sinks.locks import RunLocks
+from sched_profiler.sinks.parts import PartsKeeper
 from sched_profiler.testing import FakeClock
 from sched_profiler.verify import verify
 
@@ -145,6 +147,31 @@ def test_what_gave_way_is_counted_in_the_manifest(tmp_path: Path) -> None:
     assert run.num_records == 1000 - manifest.num_removed_records
     assert run.num_removed == run.num_missing == manifest.num_removed_records > 500
     assert run.num_unexplained == 0
+
+
+def test_what_gives_way_after_the_end_is_counted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compression may take longer than a close waits for it."""
+    may_go_on, compress = threading.Event(), compression.compress
+
+    def slow(path: Path, way: str) -> None:
+        may_go_on.wait()
+        compress(path, way)
+
+    monkeypatch.setattr(compression, "compress", slow)
+    monkeypatch.setattr(PartsKeeper.close, "__defaults__", (0.1,))
+    rotation = Rotation(part_bytes=20_000, keep_parts=2, compress="gzip")
+    with BatchProfiler(JsonlSink(tmp_path / "log.jsonl", rotation=rotation)) as profiler:
+        serve(profiler, 200)
+    (run,) = verify(tmp_path).runs
+    assert (run.num_records, run.end) == (200, "clean")
+    may_go_on.set()
+    until(lambda: verify(tmp_path).runs[0].num_removed > 100)
+    until(lambda: verify(tmp_path).runs[0].num_unexplained == 0)
+    (run,) = verify(tmp_path).runs
+    assert run.num_records + run.num_removed == 200
+    assert run.end == "clean"
 
 
 def test_limits_hold_for_ended_runs_as_well_and_leave_live_ones_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, Setti
 from sched_profiler.cli import main
 from sched_profiler.doctor import Surroundings, examine
 from sched_profiler.errors import UploadError, counted
+from sched_profiler.manifest import read_manifest
 from sched_profiler.reader import read_records
 from sched_profiler.sinks import remote
 from sched_profiler.store import Store
@@ -191,6 +192,35 @@ def test_the_oldest_parts_give_way_when_the_spool_is_full(
     assert run.num_removed == run.num_missing > 800
     assert run.num_unexplained == 0
     assert run.num_records + run.num_removed == 1000
+
+
+def test_a_part_that_is_on_its_way_does_not_give_way(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """It would be counted as removed, and arrive: a loss of others would be explained by it."""
+    may_go_on, is_on_its_way = threading.Event(), threading.Event()
+
+    def put_file(store: Any, path: str, target: str) -> None:
+        content = Path(path).read_bytes()
+        if path.endswith(".gz"):
+            is_on_its_way.set()
+            may_go_on.wait()
+        store.pipe_file(target, content)
+
+    monkeypatch.setattr(type(memory), "put_file", put_file)
+    rotation = Rotation(part_bytes=20_000, keep_bytes=40_000, compress="gzip")
+    spool = tmp_path / "spool"
+    with BatchProfiler(RemoteSink("memory://slow/", spool=spool, rotation=rotation)) as profiler:
+        serve(profiler, 60)
+        is_on_its_way.wait()
+        serve(profiler, 3000)
+        # A flush brings to the manifest what gave way since the last one.
+        manifest = only_file(spool, "*.run.json")
+        until(lambda: profiler.flush() and read_manifest(manifest).num_removed_records > 1000)
+        may_go_on.set()
+    (run,) = verify("memory://slow/").runs
+    assert run.num_missing == run.num_removed > 1000
+    assert run.num_records + run.num_removed == 3060
 
 
 def test_a_full_day_on_a_real_server(
