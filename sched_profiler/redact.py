@@ -28,8 +28,10 @@ _TELLING_NAME = re.compile(
     r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|PRIVATE_KEY|CONNECTION_STRING"
     r"|SIGNATURE|AUTHORIZATION|HEADERS"
 )
-# Shorter values are no secrets, and taking them out would garble the text.
+# Shorter values are no secrets, nor are those of MAX_TOKENS and TOKENIZERS_PARALLELISM, and taking
+# them out would garble the text.
 _SHORTEST = 4
+_PLAIN = re.compile(r"true|false|none|null|[0-9]{1,6}", re.IGNORECASE)
 # These write the name of a container where others have the name of a user.
 _AZURE = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")
 
@@ -91,7 +93,7 @@ def redacted(text: str, *urls: str, environ: Mapping[str, str] = os.environ) -> 
             secrets |= _secrets_of_url(value)
     # Longest first: one secret may be part of another.
     for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST:
+        if len(secret) >= _SHORTEST and not _PLAIN.fullmatch(secret):
             text = text.replace(secret, "***")
     return _URL_IN_TEXT.sub(_veiled, text)
 
