@@ -186,7 +186,7 @@ def removed(bench: Bench) -> Iterator[Met]:
             shutil.rmtree(folder.rename(bench.folder / f"away-{len(timers)}"))
 
     def before(number: int) -> None:
-        others.mkdir(exist_ok=True)
+        others.mkdir(parents=True, exist_ok=True)
         (others / "log.jsonl").touch()
         folder = logs if is_on(number) else others
         timers.append(threading.Timer(0.05, remove, [folder]))

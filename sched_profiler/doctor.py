@@ -49,6 +49,10 @@ __all__ = ["Finding", "Surroundings", "examine", "surroundings"]
 _ANSWER_S = 20.0
 _ALIKE = 0.85
 """How alike two names are, as `difflib` has it, of which one may be a slip for the other."""
+_NO_ACCESS = (
+    "give the server's user the right to write there, or change {}; if the server has another user "
+    "than you, run this command as that user"
+)
 _TRIAL = ".sched-profiler-doctor"
 _FEW_BYTES, _TOO_FEW_BYTES = 1 << 30, 100 << 20
 
@@ -276,7 +280,11 @@ def _log(settings: our.Settings, place: Surroundings) -> Iterator[Finding]:
             yield from _store(settings.log)
             yield from _spool(settings, place.folder)
     else:
-        yield from _file(settings.log, place.folder)
+        try:
+            yield from _file(settings.log, place.folder)
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}"
+            yield Finding("log", "problem", text, _NO_ACCESS.format(our.LOG))
 
 
 def _file(log: str, folder: Path) -> Iterator[Finding]:
@@ -320,8 +328,7 @@ def _obstacle(subject: str, path: Path, variable: str) -> Finding | None:
             subject,
             "problem",
             f"you may not write to {nearest}",
-            f"give the server's user the right to write there, or change {variable}; "
-            "if the server has another user than you, run this command as that user",
+            _NO_ACCESS.format(variable),
         )
     return None
 

@@ -302,7 +302,8 @@ class _Opened(_Disk):
 
 def _on_disk(name: str) -> list[LogFile]:
     if Path(name).is_dir():
-        inside = [str(Path(folder, file)) for folder, _, files in os.walk(name) for file in files]
+        walk = os.walk(name, onerror=_not_listed)
+        inside = [str(Path(folder, file)) for folder, _, files in walk for file in files]
         paths = [path for path in inside if _is_log(path) and not _hidden(path)]
         # What is gone by now got another name since it was listed, and is found when it is opened.
         paths = [path for path in paths if Path(path).is_file() or not os.path.lexists(path)]
@@ -316,6 +317,14 @@ def _on_disk(name: str) -> list[LogFile]:
     else:
         paths = [name]
     return [LogFile(path, _size(path), path, _DISK) for path in _without_twins(paths)]
+
+
+def _not_listed(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return  # it is gone
+    raise LogError(
+        f"{error.filename} cannot be listed: {error.strerror}; what is in it would be missing"
+    )
 
 
 def _is_beside_log(path: str) -> bool:

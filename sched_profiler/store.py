@@ -59,15 +59,16 @@ def require(url: str) -> None:
             f"a {scheme}:// URL names a bucket and no user; give credentials in the environment, "
             "where the client of that storage looks for them"
         )
+    remedy = f"install it with: {how_to_install(_EXTRAS.get(scheme, 'remote'))}"
     try:
         import fsspec  # noqa: PLC0415 - no part of the base install
 
+        if scheme not in _EXTRAS:
+            remedy = "install the package that fsspec names"
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        extra = _EXTRAS.get(scheme, "remote")
         raise SettingError(
-            f"{scheme}:// URLs need a package that is not installed ({error}); "
-            f"install it with: {how_to_install(extra)}"
+            f"{scheme}:// URLs need a package that is not installed ({error}); {remedy}"
         ) from None
     except ValueError:
         raise SettingError(

@@ -56,6 +56,9 @@ def check_output(
     """
     from sched_profiler.log_files import find_logs  # noqa: PLC0415 - --help needs no codec
 
+    for path in paths:
+        if not path.name:
+            raise SchedProfilerError(f"{path} is a folder; name a file to write to")
     there = [path for path in paths if path.exists() and not path.is_dir()]
     # Whatever is behind a URL is no file to be written here.
     files = find_logs(*(log for log in logs if not is_url(os.fspath(log)))) if there else []

@@ -185,6 +185,55 @@ def test_a_folder_that_cannot_be_written_is_an_error(
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([name, "{long}"] for name in ("analyze", "slow", "verify", "validate", "upload")),
+        ["top", "--once", "{long}"],
+        ["compare", "{long}", "{log}"],
+        ["report", "{log}", "-o", "{long}"],
+        ["trace", "{log}", "-o", "{long}"],
+        ["convert", "{log}", "{long}.parquet"],
+        ["analyze", "{log}", "--out", "{long}"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_an_error(
+    log: Path, capsys: Capture, arguments: list[str]
+) -> None:
+    """The system says so wherever it is asked first, and no traceback follows."""
+    told = failure(capsys, *(a.format(log=log, long="x" * 300) for a in arguments))
+    assert "File name too long" in told
+
+
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(
+    log: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it would be missing, and nobody would know."""
+    closed = log.parent / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    told = failure(capsys, "verify", log.parent)
+    assert f"{closed} cannot be listed: Permission denied" in told
+
+
+@pytest.mark.parametrize("output", [".", "/", ""])
+@pytest.mark.parametrize("command", ["report", "trace"])
+def test_a_folder_without_a_name_is_no_file_to_write_to(
+    log: Path, capsys: Capture, command: str, output: str
+) -> None:
+    """It is said before anything is read."""
+    told = failure(capsys, command, log, "-o", output)
+    assert "is a folder; name a file to write to" in told
+
+
 def test_a_missing_log_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     """The message names the file and where to look."""
     message = failure(capsys, "analyze", tmp_path / "nowhere.jsonl")

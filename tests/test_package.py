@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import os
 import re
@@ -41,6 +42,14 @@ def modules_after(code: str) -> set[str]:
         check=True,
     )
     return set(done.stdout.split())
+
+
+def test_the_tests_for_a_wheel_that_is_alone_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make package` runs them, which is not part of all other tests."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tests = importlib.import_module("package").CORE_TESTS
+    assert len(tests) > 20
+    assert [test for test in tests if not (ROOT / test).is_file()] == []
 
 
 HEAVY = {

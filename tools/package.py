@@ -55,9 +55,7 @@ TEST_TOOLS = ["hypothesis", "jsonschema", "pytest", "pytest-timeout"]
 CORE_TESTS = [
     *(
         f"tests/sinks/test_{name}.py"
-        for name in (
-            *("console", "factories", "jsonl", "locks", "parts", "priority", "rotation", "tee"),
-        )
+        for name in (*("console", "factories", "jsonl", "locks", "parts", "rotation", "tee"),)
     ),
     *(
         f"tests/test_{name}.py"

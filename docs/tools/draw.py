@@ -71,8 +71,9 @@ def draw_report() -> None:
             analysis.write_report(stream, analysis.scan(LOG), df, manifests, title=DEMO_TITLE)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         for name, width, height, scheme in (
-            ("report", 1280, 1500, "light"),
-            ("report-dark", 1280, 1500, "dark"),
+            # High enough for the chart that is pointed at: else the page is scrolled to it.
+            ("report", 1280, 1750, "light"),
+            ("report-dark", 1280, 1750, "dark"),
             ("report-phone", 390, 844, "light"),
         ):
             size: Any = {"width": width, "height": height}

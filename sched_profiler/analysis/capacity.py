@@ -144,7 +144,7 @@ class Capacity:
             told = [
                 f"The queue grows without bound above {self.sustained_requests_per_s:,.2f} "
                 f"requests/s ({self.low:,.2f} to {self.high:,.2f} by the draw of the fit); "
-                f"recorded were {self.recorded_requests_per_s:,.2f}, "
+                f"the replayed ones came at {self.recorded_requests_per_s:,.2f}, "
                 f"{share:.0%} of that.",
                 _WAIT_FOR[self.limit],
             ]
@@ -313,10 +313,14 @@ def estimate_capacity(df: pd.DataFrame, *, max_num_seqs: int | None) -> Capacity
     new = numbers(df, "num_new_reqs")
     wall = float(model + idle.sum())
     if np.isnan(new).all() or not np.nansum(new) or not model:
+        lacking = (
+            "how long the model ran (model_run_duration_ms)"
+            if not model
+            else "how many requests were new (num_new_reqs)"
+        )
         raise LogError(
-            "the log does not tell how many requests were new (num_new_reqs) or how long the model "
-            "ran (model_run_duration_ms); an estimate needs both. Name the requests with --trace "
-            "for a replay"
+            f"the log does not tell {lacking}, which an estimate needs; name the requests with "
+            "--trace for a replay"
         )
     num_reqs = numbers(df, "num_prefill_reqs") + numbers(df, "num_decode_reqs")
     waited = float(idle[num_reqs == np.nan_to_num(new)].sum())

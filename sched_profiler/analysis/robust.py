@@ -116,14 +116,16 @@ class Change:
     """Whether one step describes the series better than a straight line does."""
 
 
-def change_point(values: Floats, least: int = 4) -> Change:
+_LEAST_ON_A_SIDE = 4
+
+
+def change_point(values: Floats) -> Change:
     """Return where a series changes: the split with the smallest sum of distances to medians.
 
     Args:
-        values: at least `2 * least`, in their order in time.
-        least: values on either side.
+        values: at least 8, in their order in time; 4 are on either side.
     """
-    splits = range(least, len(values) - least + 1)
+    splits = range(_LEAST_ON_A_SIDE, len(values) - _LEAST_ON_A_SIDE + 1)
     costs = [_cost(values[:k]) + _cost(values[k:]) for k in splits]
     best = int(np.argmin(costs))
     index = splits[best]

@@ -165,7 +165,7 @@ class Tuning:
 
 
 def limits_around(settings: EngineSettings) -> list[tuple[int, int]]:
-    """Return limits to try: half, double and four times the budget, half and double the requests.
+    """Return limits to try: a quarter to four times the budget, half and double the requests.
 
     One limit is changed at a time. The recorded ones are not among them.
     """

@@ -31,6 +31,7 @@ from sched_profiler.cli import (
 )
 from sched_profiler.cli.terminal import say
 from sched_profiler.errors import SchedProfilerError
+from sched_profiler.redact import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:
+        # Such as a folder that one may not look into, or a name that is too long for any file.
+        where = without_credentials(str(error.filename or "a file"))
+        reason = error.strerror or type(error).__name__
+        say(f"{prog}: {where}: {reason}; check the name and the permissions", stream=sys.stderr)
+        return _BAD_INPUT
     return _OK if is_fine else _AMISS
 
 

@@ -108,7 +108,8 @@ COMMAND = Command(
     purpose="Say what other limits of the scheduler would do, by replaying recorded requests.",
     examples="""\
   %(prog)s scheduler_profiling.jsonl
-      half, double and four times the limits; needs a request trace beside the log, and vLLM
+      a quarter to four times the budget, half and double the requests; needs a request trace
+      beside the log, and vLLM
   %(prog)s budget256.jsonl budget2048.jsonl --max-num-batched-tokens 512,1024,2048,4096
       fit to both runs, replay the one with more requests
   %(prog)s scheduler_profiling.jsonl --trace expected.csv --json

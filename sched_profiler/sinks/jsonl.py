@@ -307,6 +307,8 @@ class JsonlSink:
             self._is_taken = True
             own = self._current()
             self._log_name = own.name
+            if self._manifest is not None:
+                self._manifest = attrs.evolve(self._manifest, log=own.name)
             logger.warning("another engine writes to %s: this run goes to %s", path, own)
             return self._open(own)
         size = os.fstat(file).st_size
@@ -433,7 +435,6 @@ class JsonlSink:
         num_told = run.num_dropped() + (self._num_lines if ended else 0)
         manifest = attrs.evolve(
             self._manifest,
-            log=self._log_name,
             updated=now,
             ended=now if ended else None,
             clean_end=ended and not self._lines,
