@@ -285,14 +285,14 @@ for number in itertools.count():
 
 @contextmanager
 def same_path(bench: Bench) -> Iterator[Met]:
-    """An engine in another process writes to that log already, a batch every 10 ms."""
+    """An engine in another engine writes to that log already, a batch every 10 ms."""
     command = [sys.executable, "-c", _OTHER_ENGINE, str(bench.folder / "log.jsonl")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         threading.Thread(target=other.stdout.read, daemon=True).start()
         profiling = bench.profile()
-        bench.meet(profiling, "another process writes to")
+        bench.meet(profiling, "another engine writes to")
         yield profiling, nothing
         assert other.poll() is None
         other.kill()

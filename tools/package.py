@@ -60,7 +60,7 @@ CORE_TESTS = [
     *(
         f"tests/test_{name}.py"
         for name in (
-            *("codec", "compression", "extras", "faults", "follow", "lifetime", "log_files"),
+            *("codec", "compression", "faults", "follow", "lifetime", "log_files"),
             *("log_names", "manifest", "messages", "profiler", "reader", "record", "redact"),
             *("request_trace", "settings", "verify", "writer"),
         )
