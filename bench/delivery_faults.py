@@ -285,7 +285,7 @@ for number in itertools.count():
 
 @contextmanager
 def same_path(bench: Bench) -> Iterator[Met]:
-    """An engine in another engine writes to that log already, a batch every 10 ms."""
+    """An engine in another process writes to that log already, a batch every 10 ms."""
     command = [sys.executable, "-c", _OTHER_ENGINE, str(bench.folder / "log.jsonl")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

@@ -99,7 +99,8 @@ def logs_to_read(*logs: LogPath) -> Iterator[LogFile]:
     """Yield the files of `find_logs`, each to be read before the next; parts may be closed by then.
 
     While a live run is read, the part that grows may get another name: it is then found under that
-    one, and read before what grows now.
+    one, and read before what grows now. A part that gave way to a limit by then is passed over, as
+    if it had before.
 
     Raises:
         LogError: if a log does not exist or holds no file.
@@ -109,8 +110,15 @@ def logs_to_read(*logs: LogPath) -> Iterator[LogFile]:
     for file in files:
         if file.place is _DISK and _is_locked(file.path):
             yield from _of_live_run(file, logs, known)
-        else:
+        elif not _gave_way(file):
             yield file
+
+
+def _gave_way(file: LogFile) -> bool:
+    """Tell whether a closed part that was there when it was found is gone."""
+    if file.place is not _DISK or not file.num_bytes or not is_part(posixpath.basename(file.path)):
+        return False
+    return not any(os.path.lexists(file.path + end) for end in ("", *COMPRESSED))
 
 
 def _of_live_run(file: LogFile, logs: tuple[LogPath, ...], known: set[str]) -> Iterator[LogFile]:

@@ -81,6 +81,19 @@ def test_a_part_that_was_compressed_since_it_was_found_is_read_all_the_same(fold
         assert stream.read().count(b"\n") == 20
 
 
+def test_a_part_that_gave_way_since_it_was_found_is_passed_over(tmp_path: Path) -> None:
+    """As if it had before; but a part that is asked for by its name has to be there."""
+    names = [f"log.20261124T11333{number}.123Z-run-00000000{number}.jsonl" for number in range(2)]
+    for name, record in zip(names, ALL, strict=False):
+        write_log(tmp_path / name, [record])
+    read = read_records(tmp_path)
+    assert next(read) == ALL[0]
+    (tmp_path / names[1]).unlink()
+    assert list(read) == []
+    with pytest.raises(LogError, match="no such file"):
+        list(read_records(tmp_path / names[1]))
+
+
 def test_blocks_of_a_folder_are_those_of_its_files(folder: Path) -> None:
     """Line numbers start anew in each file."""
     blocks = list(read_blocks(folder, Tally()))
