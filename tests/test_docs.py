@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ from synthetic import records, write_log
 import sched_profiler
 from sched_profiler import BatchProfiler, RemoteSink, analysis, cli, settings
 from sched_profiler.compression import compress
+from sched_profiler.engines.vllm_binding import version_warning
 from sched_profiler.sinks.prometheus import PrometheusSink
 
 ROOT = Path(__file__).parents[1]
@@ -416,11 +418,37 @@ def test_what_a_schema_demands_is_rendered_from_its_file() -> None:
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)
-def test_the_yaml_of_a_page_can_be_read_and_its_variables_exist(page: Path) -> None:
-    """What a reader pastes into a cluster or into Prometheus has no misspelled setting."""
+def test_the_yaml_of_a_page_can_be_read(page: Path) -> None:
+    """What a reader pastes into a cluster or into Prometheus."""
     for snippet in snippets(page):
         if snippet.language == "yaml":
             assert isinstance(yaml.safe_load(snippet.code), dict)
+
+
+def test_what_pages_say_of_packages_and_images_is_so() -> None:
+    """The group of the sinks, the versions of vLLM that were tested, the names of the extras."""
+    languages = set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in PAGES:
+        for language, code in ((s.language, s.code) for s in snippets(page)):
+            languages.add(language)
+            if language == "toml":
+                assert {*tomllib.loads(code)["project"]["entry-points"]} <= {
+                    *project["entry-points"]
+                }
+            elif language == "dockerfile":
+                (version,) = re.findall(r"^FROM vllm/vllm-openai:v(.+)$", code, re.MULTILINE)
+                assert version_warning(version) is None
+                (extras,) = re.findall(r"sched_profiler\[(.+)\]", code)
+                assert {*extras.split(",")} <= {*project["optional-dependencies"]}
+            elif language == "ini":
+                assert all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in code.splitlines())
+    assert {"toml", "dockerfile", "ini"} <= languages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_settings_in_the_code_of_a_page_exist(page: Path) -> None:
+    """Nothing would say that one is misspelled."""
     code = "\n".join(snippet.code for snippet in snippets(page))
     assert {*re.findall(r"\b(?:SCHED_PROFILER|VLLM_(?:ENABLE_)?SCHEDULER)_\w+", code)} <= {
         *settings.VARIABLES

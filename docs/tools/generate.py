@@ -216,6 +216,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
     "analysis rate": measured.analysis_rate,
+    "fit error": measured.fit_error,
     "delivery rate": measured.delivery_rate,
     "top cost": measured.top_cost,
     "validate rate": measured.validate_rate,

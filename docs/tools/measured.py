@@ -318,6 +318,16 @@ _TOLD = {
 }
 
 
+def fit_error() -> str:
+    """Return how far batches of a real engine are off that a model had not seen."""
+    found = _load("tuning")["recommendation"]["served"]
+    return (
+        f"Of {found['num_fitted']:,} batches of a real engine, vLLM on a CPU with a tiny model,"
+        f" half are predicted to within {found['median_error_of_fit']:.1%}: it is the log that"
+        " [Replays](replays.md#how-good-it-is) is about."
+    )
+
+
 def tuning_check(kind: str) -> str:
     """Return a row for each run that was `predicted` or `replayed`: predicted / measured."""
     rows = []

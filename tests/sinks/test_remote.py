@@ -23,9 +23,11 @@ from sched_profiler import BatchProfiler, JsonlSink, RemoteSink, Rotation, Setti
 from sched_profiler.cli import main
 from sched_profiler.doctor import Surroundings, examine
 from sched_profiler.errors import UploadError, counted
+from sched_profiler.log_names import LogNames, Part
 from sched_profiler.manifest import read_manifest
 from sched_profiler.reader import read_records
 from sched_profiler.sinks import remote
+from sched_profiler.sinks.upload import upload_rest
 from sched_profiler.store import Store
 from sched_profiler.verify import verify
 
@@ -527,6 +529,25 @@ def test_what_a_killed_engine_left_is_uploaded_by_the_command(
     (run,) = verify("s3://bucket/command/").runs
     assert run.num_missing == 0
     assert run.end == "none"
+
+
+def test_a_part_that_is_closed_in_the_moment_of_an_upload_is_not_overlooked(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is not done: its manifest stays, and with it the knowledge of where it is bound."""
+    names = LogNames.of_run(str(tmp_path / "log.jsonl"), label="r", values={})
+    growing, list_parts = names.current(rotates=True), LogNames.parts
+    growing.touch()
+    names.manifest.touch()
+
+    def parts(self: LogNames) -> list[Part]:
+        found = list_parts(self)
+        growing.rename(names.closed(10**18, 0))
+        return found
+
+    monkeypatch.setattr(LogNames, "parts", parts)
+    assert not upload_rest(names, Store("memory://moment/"))
+    assert names.manifest.exists()
 
 
 def test_a_run_bound_for_another_place_does_not_keep_ours_back(
