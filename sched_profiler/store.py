@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import logging
 import os
 import posixpath
 import threading
@@ -41,6 +42,11 @@ _REMEDY = (
 )
 
 _BUFFER_BYTES = 1 << 20
+
+# Where nobody set logging up, what they log would go to standard error, tracebacks and addresses
+# and all. What matters of it becomes an error of ours.
+for _client in ("adlfs", "fsspec", "gcsfs", "s3fs"):
+    logging.getLogger(_client).addHandler(logging.NullHandler())
 
 
 def require(url: str) -> None:

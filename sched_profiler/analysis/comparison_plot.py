@@ -32,6 +32,8 @@ _VERDICTS = {
 }
 _GREY = "#595959"
 _CURVE_POINTS = 512
+_FEW = 2
+"""With more sides, a row of the changes says by a number whose it is, and so does the legend."""
 _TIMES = (
     ("total_step_duration_ms", "Total step"),
     ("model_run_duration_ms", "Model run"),
@@ -69,7 +71,7 @@ def _draw_times(axes: Axes, sides: Mapping[str, pd.DataFrame], column: str, titl
         axes.plot(
             np.maximum(np.quantile(times, share), 1e-3),
             share,
-            label=_plain(label),
+            label=f"[{number + 1}] {_plain(label)}" if len(sides) > _FEW else _plain(label),
             color=_COLOURS[number % len(_COLOURS)],
             linestyle="-" if number < len(_COLOURS) else "--",
         )
@@ -103,7 +105,7 @@ def _draw_changes(axes: Axes, comparison: Comparison) -> None:
             100 * change.value, row, marker="o", color=_VERDICTS.get(difference.verdict, _GREY)
         )
     axes.axvline(0, color="black", linewidth=0.8)
-    many = len(comparison.sides) > 2  # noqa: PLR2004 - then a row must say whose it is
+    many = len(comparison.sides) > _FEW
     axes.set_yticks(range(len(rows)), [_name(d, comparison, many=many) for d in rows])
     axes.invert_yaxis()
     axes.set_xlabel("change (%; percentage points for shares); grey is no verdict")

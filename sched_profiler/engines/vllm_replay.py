@@ -46,6 +46,15 @@ def require_vllm() -> str:
     return version
 
 
+def _reason(error: Exception) -> str:
+    """Return what vLLM says; what checks its settings would repeat them, and add a link."""
+    from pydantic import ValidationError  # noqa: PLC0415 - comes with vLLM
+
+    if isinstance(error, ValidationError):
+        return "; ".join(one["msg"] for one in error.errors())
+    return str(error)
+
+
 class VllmReplayScheduler:
     """The scheduler that an engine with these settings would have.
 
@@ -64,7 +73,7 @@ class VllmReplayScheduler:
         except Exception as error:
             raise SchedProfilerError(
                 f"vLLM refuses max_num_batched_tokens={settings.max_num_batched_tokens}, "
-                f"max_num_seqs={settings.max_num_seqs}: {error}; give other limits"
+                f"max_num_seqs={settings.max_num_seqs}: {_reason(error)}; give other limits"
             ) from error
         self._hasher = _block_hasher(settings.block_size)
         pool = self._scheduler.kv_cache_manager.block_pool

@@ -262,7 +262,9 @@ def test_a_picture_has_a_curve_for_each_side(usual: pd.DataFrame) -> None:
     figure = plot_comparison(sides, comparison)
     *times, changes = figure.axes
     for axes in times:
-        assert [line.get_label() for line in axes.lines] == ["first", "second", "third"]
+        # The numbers that the rows of the changes have.
+        told = [line.get_label() for line in axes.lines]
+        assert told == ["[1] first", "[2] second", "[3] third"]
     labels = [text.get_text() for text in changes.get_yticklabels()]
     assert "total step, P50, ms [2]" in labels
     bare = {name: df[["schedule_duration_ms", "batch_id"]] for name, df in sides.items()}
