@@ -292,10 +292,12 @@ def same_path(bench: Bench) -> Iterator[Met]:
         other.stdout.readline()
         threading.Thread(target=other.stdout.read, daemon=True).start()
         profiling = bench.profile()
-        bench.meet(profiling, "another engine writes to")
-        yield profiling, nothing
-        assert other.poll() is None
-        other.kill()
+        try:
+            bench.meet(profiling, "another engine writes to")
+            yield profiling, nothing
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 @contextmanager

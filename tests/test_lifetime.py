@@ -25,6 +25,20 @@ def serve(log, **options):
         if number < 299:
             batch.finished()
 
+def killed_soon(*_):
+    threading.Thread(target=kill, daemon=True).start()
+
+def kill():
+    # As soon as most is there; a machine that is busy may take long to come to it.
+    until = time.monotonic() + 10
+    while time.monotonic() < until and number_of_lines() < 299:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def number_of_lines():
+    return os.path.exists(sys.argv[1]) and open(sys.argv[1], "rb").read().count(b"\\n")
+
 if __name__ == "__main__":
     # Whoever starts the tests in the background makes their children ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +49,6 @@ if __name__ == "__main__":
 # As under vllm serve, only that there is more time for a slow machine. On its own the writer would
 # sleep through all of it, so that what is in the file is there because of the signal.
 ASLEEP = "import sched_profiler.writer as w; w._POLL_S = 60;"
-KILLED_SOON = "lambda *_: threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()"
 
 
 def run(end: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -145,7 +158,7 @@ def test_a_sigkill_loses_the_last_moment_only(tmp_path: Path) -> None:
 def test_what_was_finished_at_sigterm_survives_a_sigkill_right_after_it(tmp_path: Path) -> None:
     """vLLM's server kills its engine core in the moment in which it asks it to end."""
     done = run(
-        f"{ASLEEP} signal.signal(signal.SIGTERM, {KILLED_SOON}); serve(sys.argv[1]);"
+        f"{ASLEEP} signal.signal(signal.SIGTERM, killed_soon); serve(sys.argv[1]);"
         " os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
         tmp_path,
     )
@@ -185,7 +198,7 @@ def test_somebody_who_listens_to_signals_goes_on_doing_so(tmp_path: Path) -> Non
 def test_an_engine_that_ends_at_a_signal_is_closed_by_it(signal_name: str, tmp_path: Path) -> None:
     """The batch in flight is in the log as well, and a second signal finds nothing to do."""
     done = run(
-        f"{ASLEEP} signal.signal(signal.{signal_name}, {KILLED_SOON});"
+        f"{ASLEEP} signal.signal(signal.{signal_name}, killed_soon);"
         f" serve(sys.argv[1], ends_at_signal=True); os.kill(os.getpid(), signal.{signal_name});"
         " time.sleep(9)",
         tmp_path,

@@ -5,17 +5,20 @@
 
 The versions are those of the classifiers in `pyproject.toml`. uv finds each on the PATH, or
 fetches it. Each gets an environment of its own in `build/pythons/`, with all extras but `vllm`,
-where this source tree is installed as editable. The output is in `build/pythons/VERSION.log`.
+where this source tree is installed as editable. The output is in `build/pythons/VERSION.log`, what
+came of it in `build/pythons/pythons.json`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build/pythons"
@@ -31,8 +34,8 @@ def declared() -> list[str]:
     return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
 
 
-def test(version: str) -> bool:
-    """Make the environment, run the tests, and tell whether they pass."""
+def test(version: str) -> dict[str, Any]:
+    """Make the environment, run the tests, and return what came of it."""
     folder, log = OUT / version, OUT / f"{version}.log"
     python = str(folder / "bin/python")
     install = [UV, "pip", "install", "--python", python, "--group", "test", "--group", "docs"]
@@ -64,15 +67,21 @@ def test(version: str) -> bool:
     for line in lines:
         if line.startswith(("FAILED", "ERROR")):
             print(f"  {line}", flush=True)
-    return status == 0
+    passed = re.search(r"(\d+) passed", lines[-1])
+    return {
+        "version": version,
+        "outcome": "failed" if status else "ok",
+        "passed": int(passed[1]) if passed else 0,
+    }
 
 
 def main(versions: list[str]) -> int:
     """Run one after the other; return the exit status."""
     OUT.mkdir(parents=True, exist_ok=True)
-    passed = [test(version) for version in versions or declared()]
+    results = [test(version) for version in versions or declared()]
+    (OUT / "pythons.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"pythons: the output is in {OUT}")
-    return int(not all(passed))
+    return int(any(result["outcome"] != "ok" for result in results))
 
 
 if __name__ == "__main__":

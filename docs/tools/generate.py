@@ -215,6 +215,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hook cost warm": measured.warm_cost,
     "writer cost": measured.writer_cost,
     "writer share": measured.writer_share,
+    "pythons": measured.pythons,
     "analysis rate": measured.analysis_rate,
     "fit error": measured.fit_error,
     "delivery rate": measured.delivery_rate,

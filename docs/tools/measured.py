@@ -30,6 +30,12 @@ def versions() -> str:
     return _table(["vLLM", "build", "outcome", "tests passed"], rows)
 
 
+def pythons() -> str:
+    """Return a row for each Python without vLLM."""
+    rows = [[r["version"], r["outcome"], f"{r['passed']:,}"] for r in _load("pythons")]
+    return _table(["Python", "outcome", "tests passed"], rows)
+
+
 def machine() -> str:
     """Return what the benchmarks ran on."""
     found = _load("hook_cost")
