@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["parse"]
 
-_KEY = re.compile(rb'"([^"\\]*)" ?:')
+_KEY = re.compile(rb'"([^"\\\x00-\x1f]*)" ?:')
 
 # JSON, as far as it is common in a log: no sign, no escape, no comma or colon in a text.
 _NUMBER = r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?"

@@ -242,6 +242,8 @@ _LINE = encode(batch(0, prefill=[5]))
         pytest.param(
             _LINE.replace(b'"batch_id":0', b'"batch_id":0,"batch_id":"x"'), id="repeated key"
         ),
+        pytest.param(_LINE.replace(b'"run_id"', b'"\x00run_id"'), id="NUL in a key"),
+        pytest.param(_LINE.replace(b'"run_id"', b'"run\t_id"'), id="tab in a key"),
     ],
 )
 def test_the_parser_refuses_what_it_is_known_to_be_lax_about(data: bytes) -> None:
