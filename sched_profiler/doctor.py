@@ -275,16 +275,18 @@ def _log(settings: our.Settings, place: Surroundings) -> Iterator[Finding]:
         remedy = f"do what it says, or change {our.LOG} or {our.COMPRESS}"
         yield Finding("log", "problem", str(error), remedy)
         return
-    if is_url(settings.log):
-        with _as_there(place.environ):
-            yield from _store(settings.log)
-            yield from _spool(settings, place.folder)
-    else:
-        try:
+    subject, variable = ("spool", our.SPOOL) if is_url(settings.log) else ("log", our.LOG)
+    try:
+        if is_url(settings.log):
+            with _as_there(place.environ):
+                yield from _store(settings.log)
+                yield from _spool(settings, place.folder)
+        else:
             yield from _file(settings.log, place.folder)
-        except OSError as error:
-            text = f"{error.filename}: {error.strerror}"
-            yield Finding("log", "problem", text, _NO_ACCESS.format(our.LOG))
+    except OSError as error:
+        # Such as a folder that one may not look into.
+        text = f"{error.filename}: {error.strerror}"
+        yield Finding(subject, "problem", text, _NO_ACCESS.format(variable))
 
 
 def _file(log: str, folder: Path) -> Iterator[Finding]:

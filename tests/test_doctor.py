@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -356,6 +357,29 @@ def test_the_command_prints_status_finding_and_remedy(
     findings = json.loads(capsys.readouterr().out)
     assert {"subject", "status", "text", "remedy"} == set(findings[0])
     assert [f["subject"] for f in findings if f["status"] == "problem"] == ["plug-in"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "subject", "others"),
+    [
+        ("VLLM_SCHEDULER_PROFILING_LOG", "log", {}),
+        ("SCHED_PROFILER_SPOOL", "spool", {"VLLM_SCHEDULER_PROFILING_LOG": "memory://doctor/"}),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_a_problem_not_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    variable: str,
+    subject: str,
+    others: dict[str, str],
+) -> None:
+    """Here a name that no file can have; a folder that may not be entered is refused likewise."""
+    monkeypatch.setenv("VLLM_ENABLE_SCHEDULER_PROFILING", "true")
+    for name, value in (others | {variable: "x" * 300}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(rf"^problem  {subject}: .*x: File name too long$", printed, re.MULTILINE)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")

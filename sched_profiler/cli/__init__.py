@@ -97,9 +97,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "sched-profiler") -
         return _INTERRUPTED
     except OSError as error:
         # Such as a folder that one may not look into, or a name that is too long for any file.
-        where = without_credentials(str(error.filename or "a file"))
-        reason = error.strerror or type(error).__name__
-        say(f"{prog}: {where}: {reason}; check the name and the permissions", stream=sys.stderr)
+        told = error.strerror or type(error).__name__
+        if error.filename is not None:
+            where = without_credentials(str(error.filename))
+            told = f"{where}: {told}; check the name, the permissions and the disk"
+        say(f"{prog}: {told}", stream=sys.stderr)
         return _BAD_INPUT
     return _OK if is_fine else _AMISS
 
